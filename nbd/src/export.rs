@@ -1,0 +1,123 @@
+//! What a server exports: the port between the protocol and whatever holds the bytes.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::fs::File;
+use std::sync::Arc;
+
+/// Where bytes of a reply are. A READ is answered with segments, not with a buffer, so that what is in a local file
+/// goes to the socket without a copy in user space.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    /// In memory.
+    Bytes(Bytes),
+    /// In a file. Bytes past the file's end are an I/O error.
+    File {
+        /// The file.
+        file: Arc<File>,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u32,
+    },
+    /// This many zeros.
+    Zero(u32),
+}
+
+/// The segments of one reply, in order.
+pub type Segments = SmallVec<[Segment; 4]>;
+
+/// Error numbers of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Errno {
+    /// Operation not permitted.
+    Perm = 1,
+    /// Input/output error.
+    Io = 5,
+    /// Cannot allocate memory.
+    NoMem = 12,
+    /// Invalid argument.
+    Inval = 22,
+    /// No space left on device.
+    NoSpc = 28,
+    /// Value too large.
+    Overflow = 75,
+    /// Operation not supported.
+    NotSup = 95,
+    /// Server is in the process of being shut down.
+    Shutdown = 108,
+}
+
+bitflags::bitflags! {
+    /// Flags of `base:allocation`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct ExtentFlags: u32 {
+        /// `NBD_STATE_HOLE`: nothing is allocated for it.
+        const HOLE = 1;
+        /// `NBD_STATE_ZERO`: it reads as zeros.
+        const ZERO = 2;
+    }
+}
+
+/// A stretch of the disk with one status. Never of length 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes.
+    pub len: u64,
+    /// Its `base:allocation` flags.
+    pub flags: ExtentFlags,
+    /// Its `qemu:allocation-depth`: 0 where unallocated, 1 in the top layer, 2 in its parent, and so on.
+    pub depth: u32,
+    /// Whether all of it can be read without asking a server.
+    pub local: bool,
+}
+
+/// What negotiation tells a client of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Size in bytes.
+    pub size: u64,
+    /// Preferred block size in bytes, a power of two of at least 512.
+    pub preferred_block: u32,
+    /// For people.
+    pub description: String,
+}
+
+/// A read-only disk. Offsets and lengths that reach it lie inside [`ExportInfo::size`].
+pub trait Export: Send + Sync + 'static {
+    /// What negotiation tells of it.
+    fn info(&self) -> ExportInfo;
+
+    /// Answers a read from what is at hand: no waiting, no task, no allocation beyond `out`. `None` declines, leaves
+    /// `out` as it was, and [`read`](Self::read) is called instead.
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>>;
+
+    /// The bytes `offset..offset + len`: the segments' lengths add up to `len`. May wait for a server. Dropping the
+    /// future abandons the read.
+    fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Segments, Errno>> + Send;
+
+    /// What `offset..offset + len` holds: at least one extent, from `offset` on, adjacent equal ones merged, at most
+    /// `max` of them, together not beyond `offset + len` (the answer may stop sooner, never before the first).
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> impl Future<Output = Result<Vec<Extent>, Errno>> + Send;
+
+    /// Brings `offset..offset + len` to where reads are fast, as far as is cheap. Failure is not an error.
+    fn prefetch(&self, offset: u64, len: u64) -> impl Future<Output = ()> + Send;
+}
+
+/// The exports of a server, by name. Consulted at every negotiation, so it may change while the server runs.
+pub trait Exports: Send + Sync + 'static {
+    /// Their type.
+    type Export: Export;
+
+    /// The export called `name`; the empty name is the default export.
+    fn lookup(&self, name: &str) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
+
+    /// All names, for `NBD_OPT_LIST`.
+    fn names(&self) -> Vec<String>;
+}

@@ -1,0 +1,1 @@
+//! Storage repositories (SRs) and virtual disks (VDIs) on LVM and dm-thin.

@@ -1,0 +1,2 @@
+//! smctl.
+fn main() {}

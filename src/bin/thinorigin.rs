@@ -1,0 +1,2 @@
+//! thinorigin.
+fn main() {}
