@@ -5,18 +5,66 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes `offset..offset + len` of a local file.
+/// A file whose bytes stay where they are while this is held: while a span is being sent its blocks are not evicted.
+#[derive(Debug)]
+pub struct Lease {
+    file: Arc<File>,
+}
+
+impl Lease {
+    /// A lease on a file that nothing is ever evicted from, such as a local image.
+    pub fn of(file: Arc<File>) -> Arc<Lease> {
+        Arc::new(Lease { file })
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl AsFd for Lease {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Where a piece of a range is.
 #[derive(Clone, Debug)]
-pub struct Span {
-    /// The cache file, or the source file itself.
-    pub file: Arc<File>,
-    /// First byte.
-    pub offset: u64,
-    /// How many.
-    pub len: u64,
+pub enum Span {
+    /// In a local file. The lease is held until the bytes were used.
+    File {
+        /// The cache file, or the source file itself.
+        lease: Arc<Lease>,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
+    /// In memory: just fetched, or not to be had from the cache.
+    Bytes(Bytes),
+}
+
+impl Span {
+    /// How many bytes it is.
+    pub fn len(&self) -> u64 {
+        match self {
+            Span::File { len, .. } => *len,
+            Span::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Whether it is no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Consecutive spans that together are a range.

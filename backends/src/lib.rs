@@ -9,9 +9,15 @@
 pub mod cache;
 mod error;
 mod file;
+mod http;
 mod location;
+pub mod retry;
 mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::{Error, Kind};
-pub use location::Location;
+pub use file::FileSource;
+pub use http::{HttpSource, install_crypto};
+pub use location::{Location, Scheme};
 pub use source::{AnySource, Identity, Options, Source, open};

@@ -1,6 +1,8 @@
 //! The port every server kind implements.
 
-use crate::{Error, Location, file::FileSource};
+use crate::http::{Clients, HttpSource};
+use crate::retry::Policy;
+use crate::{Error, Kind, Location, Scheme, file::FileSource};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -16,10 +18,20 @@ pub struct Identity {
     pub validator: String,
 }
 
-/// How to open a source.
+/// How to open sources. Clones share connections, so a process makes one and clones it.
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Options {}
+pub struct Options {
+    pub(crate) clients: Clients,
+    pub(crate) policy: Policy,
+}
+
+impl Options {
+    /// How long and how often reads are tried.
+    pub fn with_policy(mut self, policy: Policy) -> Options {
+        self.policy = policy;
+        self
+    }
+}
 
 /// A readable object of fixed size and content.
 pub trait Source: Send + Sync + 'static {
@@ -47,23 +59,61 @@ pub trait Source: Send + Sync + 'static {
 pub enum AnySource {
     /// A local file or block device.
     File(FileSource),
+    /// An object on an HTTP server.
+    Http(Box<HttpSource>),
+}
+
+impl AnySource {
+    /// Whether the object is still the one that was opened, as far as can be said without waiting: a local file is
+    /// examined, for others it is what their last answers said. [`Kind::Changed`] is final.
+    pub fn check(&self) -> Result<(), Error> {
+        match self {
+            AnySource::File(source) => source.check(),
+            AnySource::Http(source) => source.check(),
+        }
+    }
 }
 
 impl Source for AnySource {
     fn identity(&self) -> &Identity {
         match self {
             AnySource::File(source) => source.identity(),
+            AnySource::Http(source) => source.identity(),
         }
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
         match self {
             AnySource::File(source) => source.read(range).await,
+            AnySource::Http(source) => source.read(range).await,
         }
     }
 }
 
 /// Opens the object at `location` and pins its identity.
-pub async fn open(location: &Location, _options: &Options) -> Result<AnySource, Error> {
-    Ok(AnySource::File(FileSource::open(location).await?))
+pub async fn open(location: &Location, options: &Options) -> Result<AnySource, Error> {
+    match location.scheme() {
+        Scheme::File => Ok(AnySource::File(FileSource::open(location).await?)),
+        Scheme::Http | Scheme::Https => {
+            Ok(AnySource::Http(Box::new(HttpSource::open(location, options).await?)))
+        }
+        Scheme::S3 | Scheme::Nfs | Scheme::Smb => Err(Error::new(
+            Kind::Unsupported,
+            format!("{location}: this build cannot read from such servers"),
+        )),
+    }
+}
+
+/// The length of `range`, if it lies in the object.
+pub(crate) fn checked_len(identity: &Identity, range: &Range<u64>) -> Result<usize, Error> {
+    let len = range.end.checked_sub(range.start).filter(|_| range.end <= identity.size);
+    len.and_then(|len| usize::try_from(len).ok()).ok_or_else(|| {
+        Error::new(
+            Kind::Range,
+            format!(
+                "{}: bytes {:#x} to {:#x} are not in an object of {} bytes",
+                identity.location, range.start, range.end, identity.size
+            ),
+        )
+    })
 }

@@ -1,0 +1,215 @@
+use super::*;
+use crate::testing::{Lie, Origin};
+use std::time::Duration;
+
+/// Bytes that tell their place.
+fn content(len: usize) -> Bytes {
+    (0..len as u32 / 4).flat_map(u32::to_le_bytes).collect()
+}
+
+const SIZE: usize = 1 << 20;
+
+/// A short deadline, so that what never works is over soon.
+fn options() -> Options {
+    Options::default().with_policy(Policy { deadline: Duration::from_secs(2), ..Policy::default() })
+}
+
+async fn open(origin: &Origin) -> Result<HttpSource, Error> {
+    HttpSource::open(&origin.url("a.img").parse().unwrap(), &options()).await
+}
+
+async fn opened() -> (Origin, HttpSource) {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let source = open(&origin).await.unwrap();
+    (origin, source)
+}
+
+#[tokio::test]
+async fn one_request_opens_and_answers_the_first_reads() {
+    let (origin, source) = opened().await;
+    assert_eq!(source.len(), SIZE as u64);
+    assert_eq!(source.identity().validator, "etag:\"1\"");
+    assert_eq!(source.read(0..512).await.unwrap(), content(SIZE)[..512]);
+    assert_eq!(source.read(4000..65536).await.unwrap(), content(SIZE)[4000..65536]);
+    assert_eq!(origin.asked(), vec![0..65536u64; 1]);
+    for range in [65535..65537, SIZE as u64 - 1..SIZE as u64, 0..SIZE as u64, 7..7] {
+        let expect = content(SIZE).slice(range.start as usize..range.end as usize);
+        assert!(source.read(range).await.unwrap() == expect);
+    }
+    assert_eq!(source.read(0..SIZE as u64 + 1).await.unwrap_err().kind, Kind::Range);
+    let heads = origin.heads();
+    assert!(heads.iter().all(|head| head.contains("accept-encoding: identity\r\n")));
+    assert!(!heads[0].contains("if-match"));
+    assert!(heads[1..].iter().all(|head| head.contains("if-match: \"1\"\r\n")));
+}
+
+#[tokio::test]
+async fn an_empty_object_and_one_shorter_than_the_first_request_open() {
+    for len in [0, 4, 65532, 65536] {
+        let origin = Origin::start(content(len)).await.unwrap();
+        let source = open(&origin).await.unwrap();
+        assert_eq!(source.len(), len as u64);
+        assert_eq!(source.read(0..len as u64).await.unwrap(), content(len));
+    }
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    let (origin, source) = opened().await;
+    let range = 100_000..300_000;
+    let expect = content(SIZE).slice(100_000..300_000);
+    for lie in [
+        Lie::Status(503, String::new()),
+        Lie::Status(500, String::new()),
+        Lie::Status(429, "Retry-After: 1\r\n".into()),
+        Lie::Status(302, String::new()),
+        Lie::Reset,
+        Lie::Cut(0),
+        Lie::Cut(77_777),
+        Lie::Whole,
+        Lie::Page,
+        Lie::Shifted(512),
+        Lie::Unsized,
+        Lie::Pieces(1000),
+        Lie::Long(10),
+        Lie::Endless,
+        Lie::Gzip,
+        Lie::Unranged,
+        Lie::Late(Duration::from_millis(100)),
+    ] {
+        let before = origin.asked().len();
+        origin.lie([lie.clone()]);
+        assert!(source.read(range.clone()).await.unwrap() == expect, "{lie:?}");
+        let late = matches!(lie, Lie::Late(_));
+        assert_eq!(origin.asked().len() - before, if late { 1 } else { 2 }, "{lie:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_body_is_continued_where_it_ended() {
+    let (origin, source) = opened().await;
+    origin.lie([Lie::Cut(50_000), Lie::Cut(50_000)]);
+    assert!(source.read(100_000..300_000).await.unwrap() == content(SIZE)[100_000..300_000]);
+    assert_eq!(origin.asked()[1..], [100_000..300_000, 150_000..300_000, 200_000..300_000]);
+}
+
+#[tokio::test]
+async fn what_never_works_ends_within_the_deadline_and_says_why() {
+    let (origin, source) = opened().await;
+    for (lie, kind, text) in [
+        (Lie::Status(503, String::new()), Kind::Unreachable, "too busy (status 503)"),
+        (Lie::Status(404, String::new()), Kind::NotFound, "no such object"),
+        (Lie::Status(403, String::new()), Kind::Denied, "denies access"),
+        (Lie::Whole, Kind::BadAnswer, "answered 200"),
+        (Lie::Shifted(512), Kind::BadAnswer, "sent bytes 100512 to 300512"),
+        (Lie::Unsized, Kind::BadAnswer, "early"),
+        (Lie::Unranged, Kind::BadAnswer, "without Content-Range"),
+        (Lie::Gzip, Kind::BadAnswer, "gzip"),
+        (Lie::Freeze, Kind::Unreachable, "in time"),
+        (Lie::Stall, Kind::Unreachable, "in time"),
+        (Lie::Drip, Kind::Unreachable, "in time"),
+        (Lie::Reset, Kind::Unreachable, "connection broke"),
+    ] {
+        origin.always(lie.clone());
+        let started = Instant::now();
+        let error = source.read(100_000..300_000).await.unwrap_err();
+        assert!(started.elapsed() < Duration::from_millis(2500), "{lie:?}: {:?}", started.elapsed());
+        assert_eq!(error.kind, kind, "{lie:?}: {error}");
+        assert!(
+            error.message.contains(text) && error.message.contains("/images/a.img: "),
+            "{lie:?}: {error}"
+        );
+    }
+    origin.always(Lie::None);
+    assert!(source.read(100_000..300_000).await.is_ok(), "no failure is remembered");
+}
+
+#[tokio::test]
+async fn a_changed_object_is_an_error_for_good() {
+    for lie in [Lie::Tag("\"2\"".into()), Lie::None] {
+        let (origin, source) = opened().await;
+        if lie == Lie::None {
+            origin.replace(content(SIZE), "\"2\"");
+        }
+        origin.lie([lie]);
+        assert_eq!(source.read(100_000..100_001).await.unwrap_err().kind, Kind::Changed);
+        origin.replace(content(SIZE), "\"1\"");
+        let before = origin.asked().len();
+        assert_eq!(source.read(0..1).await.unwrap_err().kind, Kind::Changed);
+        assert_eq!(origin.asked().len(), before);
+        assert!(open(&origin).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn no_read_mixes_two_versions() {
+    let (origin, source) = opened().await;
+    // The body breaks off, and what would continue it is another version by then.
+    origin.lie([Lie::Cut(50_000)]);
+    let read = tokio::spawn(async move { source.read(100_000..300_000).await });
+    while origin.asked().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    origin.replace(vec![0xff; SIZE], "\"2\"");
+    assert_eq!(read.await.unwrap().unwrap_err().kind, Kind::Changed);
+}
+
+#[tokio::test]
+async fn opening_refuses_what_cannot_be_read_in_ranges() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    for (lie, kind) in [
+        (Lie::Whole, Kind::Unsupported),
+        (Lie::Page, Kind::Unsupported),
+        (Lie::Status(404, String::new()), Kind::NotFound),
+        (Lie::Status(401, String::new()), Kind::Denied),
+        (Lie::Status(500, String::new()), Kind::Unreachable),
+        (Lie::Freeze, Kind::Unreachable),
+    ] {
+        origin.always(lie.clone());
+        assert_eq!(open(&origin).await.unwrap_err().kind, kind, "{lie:?}");
+    }
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error =
+        HttpSource::open(&format!("http://{unused}/x").parse().unwrap(), &options()).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unreachable);
+    assert!(error.message.to_lowercase().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn redirects_are_followed_once_and_resolved_again_when_they_expire() {
+    let target = Origin::start(content(SIZE)).await.unwrap();
+    let front = Origin::start(content(SIZE)).await.unwrap();
+    let to = |query: &str| Lie::Status(302, format!("Location: {}?sig={query}\r\n", target.url("t")));
+    front.always(to("first"));
+    let source = open(&front).await.unwrap();
+    for i in 1..4u64 {
+        source.read(i * 100_000..i * 100_000 + 10).await.unwrap();
+    }
+    assert_eq!((front.asked().len(), target.asked().len()), (1, 4));
+    front.always(to("second"));
+    target.lie([Lie::Status(403, String::new())]);
+    source.read(500_000..500_010).await.unwrap();
+    assert_eq!((front.asked().len(), target.asked().len()), (2, 6));
+    assert!(target.heads().last().unwrap().starts_with("GET /images/t?sig=second "));
+    // A target that refuses even then is an error, not a circle.
+    target.always(Lie::Status(403, String::new()));
+    assert_eq!(source.read(500_000..500_010).await.unwrap_err().kind, Kind::Denied);
+    // So is a circle.
+    front.always(Lie::Status(302, format!("Location: {}\r\n", front.url("a.img"))));
+    let error = source.read(500_000..500_010).await.unwrap_err();
+    assert!(error.message.contains("circle"), "{error}");
+    assert!(!error.message.contains("sig"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_within_the_deadline_is_waited_for() {
+    let (origin, source) = opened().await;
+    let address = origin.address();
+    drop(origin);
+    let back = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        Origin::listen(&address.to_string(), content(SIZE)).await.unwrap()
+    });
+    assert_eq!(source.read(300_000..300_004).await.unwrap(), content(SIZE)[300_000..300_004]);
+    back.await.unwrap();
+}
