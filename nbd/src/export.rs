@@ -2,8 +2,15 @@
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use std::fs::File;
+use std::fmt::Debug;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+
+/// A file whose bytes can be sent. Whoever implements it may keep them in place for as long as it lives: a reply holds on
+/// to it until it has been sent.
+pub trait FileBytes: AsFd + Send + Sync + Debug {}
+
+impl<T: AsFd + Send + Sync + Debug> FileBytes for T {}
 
 /// Where bytes of a reply are. A READ is answered with segments, not with a buffer, so that what is in a local file
 /// goes to the socket without a copy in user space.
@@ -11,10 +18,12 @@ use std::sync::Arc;
 pub enum Segment {
     /// In memory.
     Bytes(Bytes),
-    /// In a file. Bytes past the file's end are an I/O error.
+    /// In a file. Bytes past the file's end are an I/O error. They are sent from the page cache without a copy, and the
+    /// client may take them any time later, so the range must not be overwritten with other bytes even when the reply has
+    /// been sent; punching it out or unlinking the file is safe then.
     File {
         /// The file.
-        file: Arc<File>,
+        file: Arc<dyn FileBytes>,
         /// First byte.
         offset: u64,
         /// How many.
@@ -22,6 +31,26 @@ pub enum Segment {
     },
     /// This many zeros.
     Zero(u32),
+}
+
+impl Segment {
+    /// Its length in bytes. What is longer than a request can ask for counts as the longest there is.
+    pub fn len(&self) -> u32 {
+        match self {
+            Self::Bytes(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            Self::File { len, .. } | Self::Zero(len) => *len,
+        }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it is zeros by its kind; bytes are not looked at.
+    pub const fn is_zero(&self) -> bool {
+        matches!(self, Self::Zero(_))
+    }
 }
 
 /// The segments of one reply, in order.
@@ -47,6 +76,27 @@ pub enum Errno {
     NotSup = 95,
     /// Server is in the process of being shut down.
     Shutdown = 108,
+}
+
+impl Errno {
+    /// Its number on the wire.
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// What a structured reply says of it to people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Perm => "the export is read-only",
+            Self::Io => "input/output error",
+            Self::NoMem => "out of memory",
+            Self::Inval => "invalid request",
+            Self::NoSpc => "out of space",
+            Self::Overflow => "the answer does not fit in one chunk",
+            Self::NotSup => "not supported",
+            Self::Shutdown => "the server is shutting down",
+        }
+    }
 }
 
 bitflags::bitflags! {

@@ -1,7 +1,19 @@
 //! The NBD protocol: a sans-I/O codec and state machines, a read-only server, and the Linux kernel client.
 //!
+//! A [`Server`] serves [`Exports`]; what an [`Export`] answers a read with is [`Segments`], which say where the bytes are.
+//! [`handshake`], [`session`], [`wire`] and [`validate`] are the protocol itself: they do no I/O and read no clock.
 //! Names and numbers are those of the protocol document (`doc/proto.md` of NetworkBlockDevice/nbd).
 
+mod connection;
 mod export;
+pub mod handshake;
+mod padded;
+mod server;
+pub mod session;
+pub mod validate;
+pub mod wire;
 
-pub use export::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Segment, Segments};
+pub use connection::Stream;
+pub use export::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
+pub use padded::Padded;
+pub use server::{Limits, Listener, Server, serve_transmission};

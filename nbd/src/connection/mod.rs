@@ -1,0 +1,345 @@
+//! One connection, driven.
+//!
+//! One task owns the socket, the receive buffer and the [`Outbox`]. It takes as many requests from one receive buffer as
+//! there are, answers at once what [`Export::try_read`] has at hand, and spawns a task for the rest; replies leave in
+//! the order in which they are ready. It stops taking requests while too many bytes wait to be sent or to be fetched,
+//! so that a client which does not read its replies fills its own socket and nothing else.
+
+mod negotiate;
+mod outbox;
+mod transport;
+
+pub(crate) use negotiate::negotiate;
+pub use transport::Stream;
+
+use crate::session::{Event, Session};
+use crate::wire::consts::{CommandFlags, MAX_PAYLOAD};
+use crate::wire::{Command, Request, encode_done, encode_error, encode_read, encode_status};
+use crate::{Errno, Export, Extent, Limits, Segment, Segments};
+use bytes::BytesMut;
+use outbox::Outbox;
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Room for bytes to come: hundreds of requests at a time.
+const RECEIVE: usize = 16 << 10;
+/// No more requests are taken while this many bytes wait to be sent.
+const OUTBOX_MAX: u64 = 1 << 20;
+/// Most requests of one connection that are under way in tasks of their own.
+const TASKS_MAX: usize = 512;
+/// Most extents in one reply.
+const EXTENTS_MAX: usize = 8 << 10;
+/// How many extents are asked for where one per context is wanted: they are merged per context, and what splits the
+/// export's extents may not split the context's.
+const EXTENTS_FOR_ONE: usize = 256;
+/// Unit of the semaphore that bounds memory, in bytes.
+const PERMIT: u64 = 1 << 10;
+
+/// What connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    /// Bytes that may be in memory for reads under way, in units of [`PERMIT`].
+    memory: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: Limits) -> Self {
+        // The largest request must be possible, or it would wait for ever.
+        let bytes = limits.memory.max(u64::from(MAX_PAYLOAD));
+        let permits = usize::try_from(bytes / PERMIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { limits, memory: Arc::new(Semaphore::new(permits)) }
+    }
+}
+
+/// What a task of its own found out.
+enum Outcome {
+    Read(Result<Segments, Errno>),
+    Status(Result<Vec<Extent>, Errno>),
+    Cached,
+}
+
+struct Done {
+    request: Request,
+    outcome: Outcome,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The transmission phase of one connection.
+pub(crate) struct Connection<E> {
+    stream: Stream,
+    input: BytesMut,
+    session: Session,
+    export: Arc<E>,
+    shared: Arc<Shared>,
+    outbox: Outbox,
+    scratch: Segments,
+    tasks: JoinSet<Done>,
+    /// Bytes asked for by `tasks`.
+    in_flight: u64,
+    /// Whether more bytes may come and matter.
+    reading: bool,
+    /// Bytes sent, ever; to see whether any are between two looks.
+    sent: u64,
+}
+
+impl<E: Export> Connection<E> {
+    /// A connection that has been negotiated. `input` holds what came after the negotiation.
+    pub(crate) fn new(
+        stream: Stream,
+        input: BytesMut,
+        session: Session,
+        export: Arc<E>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            stream,
+            input,
+            session,
+            export,
+            shared,
+            outbox: Outbox::default(),
+            scratch: Segments::new(),
+            tasks: JoinSet::new(),
+            in_flight: 0,
+            reading: true,
+            sent: 0,
+        }
+    }
+
+    /// Serves until the client leaves or `drain` is cancelled; then answers what has been received and returns. A reply
+    /// that cannot be sent, a client out of step and a task that panicked are errors. Dropping the future abandons the
+    /// reads under way.
+    pub(crate) async fn run(mut self, drain: CancellationToken) -> io::Result<()> {
+        let mut cancelled = pin!(drain.cancelled());
+        let period = self.shared.limits.send_stall;
+        let mut stall = interval_at(Instant::now() + period, period);
+        stall.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sent_before = 0;
+        loop {
+            self.take_requests()?;
+            if self.finished() {
+                return Ok(());
+            }
+            if drain.is_cancelled() {
+                break;
+            }
+            poll_fn(|cx| {
+                let drained = cancelled.as_mut().poll(cx).is_ready();
+                let stalled = self.poll_stalled(cx, &mut stall, &mut sent_before);
+                match self.poll_progress(cx) {
+                    Poll::Pending if drained => Poll::Ready(Ok(())),
+                    Poll::Pending => stalled.map(Err),
+                    ready => ready,
+                }
+            })
+            .await?;
+        }
+        self.reading = false;
+        match timeout(self.shared.limits.drain, self.drain()).await {
+            Ok(result) => result,
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "requests under way were not answered in time"))
+            }
+        }
+    }
+
+    /// Answers what has been received.
+    async fn drain(&mut self) -> io::Result<()> {
+        loop {
+            self.take_requests()?;
+            if self.finished() {
+                return Ok(());
+            }
+            poll_fn(|cx| self.poll_progress(cx)).await?;
+        }
+    }
+
+    fn finished(&self) -> bool {
+        !self.reading && !self.paused() && self.tasks.is_empty() && self.outbox.pending() == 0
+    }
+
+    /// Whether enough is under way.
+    fn paused(&self) -> bool {
+        self.outbox.pending() >= OUTBOX_MAX
+            || self.tasks.len() >= TASKS_MAX
+            || self.in_flight >= self.shared.limits.connection_memory
+    }
+
+    /// An error when the client has taken nothing of what waits for it since the last tick.
+    fn poll_stalled(
+        &self,
+        cx: &mut Context<'_>,
+        ticks: &mut Interval,
+        sent_before: &mut u64,
+    ) -> Poll<io::Error> {
+        while ticks.poll_tick(cx).is_ready() {
+            if self.outbox.pending() > 0 && self.sent == *sent_before {
+                return Poll::Ready(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client does not take its replies",
+                ));
+            }
+            *sent_before = self.sent;
+        }
+        Poll::Pending
+    }
+
+    /// Sends, receives and collects finished tasks; ready when anything came of it.
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut progress = false;
+        while let Poll::Ready(Some(done)) = self.tasks.poll_join_next(cx) {
+            // A task is never cancelled while the connection lives, so that this is a panic: it ends the connection.
+            let done = done.map_err(io::Error::other)?;
+            self.answer(done);
+            progress = true;
+        }
+        let pending = self.outbox.pending();
+        if pending > 0 {
+            let sent = self.stream.poll_send(cx, &mut self.outbox);
+            self.sent += pending - self.outbox.pending();
+            progress |= self.outbox.pending() < pending;
+            if let Poll::Ready(sent) = sent {
+                sent?;
+            }
+        }
+        if self.reading && !self.paused() {
+            self.input.reserve(RECEIVE);
+            if let Poll::Ready(received) = self.stream.poll_fill(cx, &mut self.input) {
+                self.reading = received? > 0;
+                progress = true;
+            }
+        }
+        if progress { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Takes requests off the receive buffer while there are any and not too much is under way.
+    fn take_requests(&mut self) -> io::Result<()> {
+        while !self.paused() {
+            match self.session.receive(&mut self.input) {
+                Event::More => break,
+                Event::Request(request) => self.execute(request),
+                Event::Refused(request, errno) => {
+                    tracing::debug!(?request, ?errno, "refused");
+                    self.answer_error(&request, errno);
+                }
+                Event::Disconnect => self.reading = false,
+                Event::Malformed(malformed) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, malformed));
+                }
+                Event::TooLong(request) => {
+                    let text = format!("the client announced {} bytes of payload", request.length);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, request: Request) {
+        match request.command {
+            Command::Read => self.read(request),
+            Command::BlockStatus => {
+                let export = Arc::clone(&self.export);
+                let one = request.flags.contains(CommandFlags::REQ_ONE);
+                let max = if one { EXTENTS_FOR_ONE } else { EXTENTS_MAX };
+                self.tasks.spawn(async move {
+                    let extents = export.block_status(request.offset, request.length, max).await;
+                    Done { request, outcome: Outcome::Status(extents), permit: None }
+                });
+            }
+            Command::Cache => {
+                let export = Arc::clone(&self.export);
+                self.tasks.spawn(async move {
+                    export.prefetch(request.offset, request.length).await;
+                    Done { request, outcome: Outcome::Cached, permit: None }
+                });
+            }
+            // FLUSH has nothing to do; no other command passes validation.
+            _ => encode_done(self.session.terms().headers, &request, &mut self.outbox),
+        }
+    }
+
+    fn read(&mut self, request: Request) {
+        // Validation bounds the length far below 4 GiB.
+        let len = request.length as u32;
+        let mut segments = std::mem::take(&mut self.scratch);
+        match self.export.try_read(request.offset, len, &mut segments) {
+            Some(Ok(())) => self.answer_read(&request, &segments),
+            Some(Err(errno)) => self.answer_error(&request, errno),
+            None => {
+                self.in_flight += request.length;
+                let export = Arc::clone(&self.export);
+                let memory = Arc::clone(&self.shared.memory);
+                let permits = request.length.div_ceil(PERMIT) as u32;
+                self.tasks.spawn(async move {
+                    // The semaphore is never closed.
+                    let permit = memory.acquire_many_owned(permits).await.ok();
+                    let segments = export.read(request.offset, len).await;
+                    Done { request, outcome: Outcome::Read(segments), permit }
+                });
+            }
+        }
+        segments.clear();
+        self.scratch = segments;
+    }
+
+    fn answer(&mut self, done: Done) {
+        let Done { request, outcome, permit } = done;
+        let headers = self.session.terms().headers;
+        match outcome {
+            Outcome::Read(segments) => {
+                self.in_flight -= request.length;
+                match segments {
+                    Ok(segments) => self.answer_read(&request, &segments),
+                    Err(errno) => self.answer_error(&request, errno),
+                }
+            }
+            Outcome::Cached => encode_done(headers, &request, &mut self.outbox),
+            Outcome::Status(Err(errno)) => self.answer_error(&request, errno),
+            Outcome::Status(Ok(extents)) => self.answer_status(&request, &extents),
+        }
+        if let Some(permit) = permit {
+            self.outbox.release_after(permit);
+        }
+    }
+
+    fn answer_read(&mut self, request: &Request, segments: &[Segment]) {
+        let len: u64 = segments.iter().map(|segment| u64::from(segment.len())).sum();
+        if len != request.length {
+            tracing::error!(?request, "the export gave {len} bytes");
+            return self.answer_error(request, Errno::Io);
+        }
+        let mark = self.outbox.mark();
+        let headers = self.session.terms().headers;
+        if let Err(errno) = encode_read(headers, request, segments, &mut self.outbox) {
+            self.outbox.rollback(&mark);
+            self.answer_error(request, errno);
+        }
+    }
+
+    fn answer_status(&mut self, request: &Request, extents: &[Extent]) {
+        let len: u64 = extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.len));
+        if extents.is_empty() || extents.iter().any(|extent| extent.len == 0) || len > request.length {
+            tracing::error!(?request, "the export gave {} extents of {len} bytes", extents.len());
+            return self.answer_error(request, Errno::Io);
+        }
+        let mark = self.outbox.mark();
+        let terms = *self.session.terms();
+        if let Err(errno) = encode_status(terms.headers, terms.contexts, request, extents, &mut self.outbox) {
+            self.outbox.rollback(&mark);
+            self.answer_error(request, errno);
+        }
+    }
+
+    fn answer_error(&mut self, request: &Request, errno: Errno) {
+        encode_error(self.session.terms().headers, request, errno, &mut self.outbox);
+    }
+}

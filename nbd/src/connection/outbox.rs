@@ -1,0 +1,254 @@
+//! What waits to be sent on one connection, as parts that need not be in memory.
+//!
+//! Headers and small payloads are gathered in one buffer, so that many small replies leave with one system call; larger
+//! payloads are queued as they are.
+
+use crate::wire::Sink;
+use crate::{Errno, FileBytes, Segment};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A stretch of a file shorter than this is read into the buffer: one system call for many replies is worth more than a
+/// copy saved. A longer one goes to the socket without a copy.
+pub(super) const SENDFILE_MIN: u32 = 32 << 10;
+/// Bytes in memory up to this many are copied into the buffer.
+const COPY_MAX: usize = 4 << 10;
+/// When a gathering buffer holds this many bytes, the next is begun, so that none grows without end.
+const BUFFER_MAX: usize = 256 << 10;
+/// Most slices in one system call.
+const SLICES: usize = 64;
+/// What zeros are sent from.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A gathering buffer: all of `bytes` is initialised once, `filled` of it is in use, `sent` of that is gone.
+#[derive(Default)]
+struct Gathered {
+    bytes: Vec<u8>,
+    filled: usize,
+    sent: usize,
+}
+
+impl Gathered {
+    /// Room for `len` more bytes.
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.filled + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end.max(self.bytes.len() * 2), 0);
+        }
+        &mut self.bytes[self.filled..end]
+    }
+}
+
+enum Part {
+    Gathered(Gathered),
+    Bytes(Bytes),
+    File {
+        file: Arc<dyn FileBytes>,
+        offset: u64,
+        left: u32,
+    },
+    Zero(usize),
+    /// Memory to give back when everything before it has been sent.
+    Permit {
+        _permit: OwnedSemaphorePermit,
+    },
+}
+
+/// What is to be sent next.
+#[expect(clippy::large_enum_variant, reason = "made once per system call and never moved")]
+pub(super) enum Next<'a> {
+    /// These bytes; `more` when a file follows at once.
+    Slices { slices: SmallVec<[IoSlice<'a>; SLICES]>, more: bool },
+    /// This stretch of a file.
+    File { file: BorrowedFd<'a>, offset: u64, len: u32 },
+}
+
+/// A place in the queue to go back to when a reply turns out not to be possible.
+pub(super) struct Mark {
+    parts: usize,
+    filled: usize,
+    pending: u64,
+}
+
+/// The queue.
+#[derive(Default)]
+pub(super) struct Outbox {
+    parts: VecDeque<Part>,
+    pending: u64,
+    spare: Vec<u8>,
+}
+
+impl Outbox {
+    /// How many bytes wait.
+    pub(super) const fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Gives `permit` back when everything queued so far has been sent.
+    pub(super) fn release_after(&mut self, permit: OwnedSemaphorePermit) {
+        if !self.parts.is_empty() {
+            self.parts.push_back(Part::Permit { _permit: permit });
+        }
+    }
+
+    /// The place where the next reply begins.
+    pub(super) fn mark(&self) -> Mark {
+        let filled = match self.parts.back() {
+            Some(Part::Gathered(gathered)) => gathered.filled,
+            _ => 0,
+        };
+        Mark { parts: self.parts.len(), filled, pending: self.pending }
+    }
+
+    /// Takes back everything queued since `mark`, of which nothing has been sent.
+    pub(super) fn rollback(&mut self, mark: &Mark) {
+        self.parts.truncate(mark.parts);
+        if let Some(Part::Gathered(gathered)) = self.parts.back_mut() {
+            gathered.filled = mark.filled;
+        }
+        self.pending = mark.pending;
+    }
+
+    /// Room for `len` more bytes in the gathering buffer.
+    fn gather(&mut self, len: usize) -> &mut Gathered {
+        let fits = matches!(self.parts.back(), Some(Part::Gathered(g)) if g.filled + len <= BUFFER_MAX);
+        if !fits {
+            let bytes = std::mem::take(&mut self.spare);
+            self.parts.push_back(Part::Gathered(Gathered { bytes, filled: 0, sent: 0 }));
+        }
+        match self.parts.back_mut() {
+            Some(Part::Gathered(gathered)) => gathered,
+            _ => unreachable!("a gathering buffer is at the end: it was there or has just been pushed"),
+        }
+    }
+
+    /// What to send next, if anything.
+    pub(super) fn next(&self) -> Option<Next<'_>> {
+        let mut slices = SmallVec::new();
+        let mut more = false;
+        for part in &self.parts {
+            match part {
+                Part::Gathered(gathered) => {
+                    slices.push(IoSlice::new(&gathered.bytes[gathered.sent..gathered.filled]));
+                }
+                Part::Bytes(bytes) => slices.push(IoSlice::new(bytes)),
+                Part::Zero(len) => {
+                    let mut left = *len;
+                    while left > 0 && slices.len() < SLICES {
+                        let here = left.min(ZEROS.len());
+                        slices.push(IoSlice::new(&ZEROS[..here]));
+                        left -= here;
+                    }
+                }
+                Part::File { file, offset, left } if slices.is_empty() => {
+                    return Some(Next::File { file: file.as_fd(), offset: *offset, len: *left });
+                }
+                Part::File { .. } => {
+                    more = true;
+                    break;
+                }
+                Part::Permit { .. } => {}
+            }
+            if slices.len() >= SLICES {
+                break;
+            }
+        }
+        (!slices.is_empty()).then_some(Next::Slices { slices, more })
+    }
+
+    /// Notes that `sent` bytes of what [`next`](Self::next) told have been sent.
+    pub(super) fn advance(&mut self, sent: usize) {
+        self.pending = self.pending.saturating_sub(sent as u64);
+        let mut sent = sent;
+        while let Some(part) = self.parts.front_mut() {
+            let len = match part {
+                Part::Gathered(gathered) => gathered.filled - gathered.sent,
+                Part::Bytes(bytes) => bytes.len(),
+                Part::File { left, .. } => *left as usize,
+                Part::Zero(left) => *left,
+                Part::Permit { .. } => 0,
+            };
+            if sent < len {
+                match part {
+                    Part::Gathered(gathered) => gathered.sent += sent,
+                    Part::Bytes(bytes) => drop(bytes.split_to(sent)),
+                    Part::File { offset, left, .. } => {
+                        *offset += sent as u64;
+                        *left -= sent as u32;
+                    }
+                    Part::Zero(left) => *left -= sent,
+                    Part::Permit { .. } => {}
+                }
+                return;
+            }
+            sent -= len;
+            if let Some(Part::Gathered(gathered)) = self.parts.pop_front()
+                && gathered.bytes.len() > self.spare.len()
+            {
+                self.spare = gathered.bytes;
+            }
+        }
+    }
+
+    fn push_file(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32) -> io::Result<()> {
+        if len < SENDFILE_MIN {
+            let gathered = self.gather(len as usize);
+            read_exact_at(file.as_fd(), gathered.room(len as usize), offset)?;
+            gathered.filled += len as usize;
+        } else {
+            self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len });
+        }
+        Ok(())
+    }
+}
+
+/// Fills `buffer` from `file`.
+fn read_exact_at(file: BorrowedFd<'_>, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match rustix::io::pread(file, &mut *buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                buffer = &mut buffer[read..];
+                offset += read as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+impl Sink for Outbox {
+    fn bytes(&mut self, bytes: &[u8]) {
+        let gathered = self.gather(bytes.len());
+        gathered.room(bytes.len()).copy_from_slice(bytes);
+        gathered.filled += bytes.len();
+        self.pending += bytes.len() as u64;
+    }
+
+    fn segment(&mut self, segment: &Segment) -> Result<(), Errno> {
+        match segment {
+            Segment::Bytes(bytes) if bytes.len() <= COPY_MAX => {
+                self.bytes(bytes);
+                return Ok(());
+            }
+            Segment::Bytes(bytes) => self.parts.push_back(Part::Bytes(bytes.clone())),
+            Segment::File { len: 0, .. } | Segment::Zero(0) => return Ok(()),
+            Segment::File { file, offset, len } => self.push_file(file, *offset, *len).map_err(|error| {
+                tracing::error!(%error, "cannot read {len} bytes at {offset:#x} of a local file");
+                Errno::Io
+            })?,
+            Segment::Zero(len) => self.parts.push_back(Part::Zero(*len as usize)),
+        }
+        self.pending += u64::from(segment.len());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+use super::*;
+use std::io::Write;
+
+/// Takes everything out, `step` bytes at a time.
+fn take(outbox: &mut Outbox, step: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        let Some(next) = outbox.next() else { break };
+        let sent = match &next {
+            Next::Slices { slices, .. } => {
+                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                assert!(!bytes.is_empty());
+                let sent = bytes.len().min(step);
+                out.extend_from_slice(&bytes[..sent]);
+                sent
+            }
+            Next::File { file, offset, len } => {
+                let mut bytes = vec![0; (*len as usize).min(step)];
+                read_exact_at(*file, &mut bytes, *offset).unwrap();
+                out.extend_from_slice(&bytes);
+                bytes.len()
+            }
+        };
+        drop(next);
+        outbox.advance(sent);
+    }
+    assert_eq!(outbox.pending(), 0);
+    out
+}
+
+fn file(bytes: &[u8]) -> Arc<dyn FileBytes> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Arc::new(file)
+}
+
+#[test]
+fn everything_comes_out_in_order_however_little_is_taken() {
+    let content: Vec<u8> = (0..SENDFILE_MIN as usize * 3).map(|n| (n % 251) as u8).collect();
+    let file = file(&content);
+    let big = Bytes::from(vec![3; COPY_MAX + 1]);
+    for step in [1000, 4096, 100_000, usize::MAX] {
+        let mut outbox = Outbox::default();
+        let mut expected = Vec::new();
+        for round in 0..4_u8 {
+            outbox.bytes(&[round; 16]);
+            expected.extend_from_slice(&[round; 16]);
+            outbox.segment(&Segment::File { file: Arc::clone(&file), offset: 5, len: 4096 }).unwrap();
+            expected.extend_from_slice(&content[5..4101]);
+            outbox
+                .segment(&Segment::File { file: Arc::clone(&file), offset: 9, len: SENDFILE_MIN * 2 })
+                .unwrap();
+            expected.extend_from_slice(&content[9..9 + SENDFILE_MIN as usize * 2]);
+            outbox.segment(&Segment::Zero(200_000)).unwrap();
+            expected.resize(expected.len() + 200_000, 0);
+            outbox.segment(&Segment::Bytes(big.clone())).unwrap();
+            expected.extend_from_slice(&big);
+            outbox.segment(&Segment::Bytes(Bytes::new())).unwrap();
+            outbox.segment(&Segment::Zero(0)).unwrap();
+        }
+        assert_eq!(outbox.pending(), expected.len() as u64);
+        assert!(take(&mut outbox, step) == expected, "step {step}");
+        // The buffers are used again.
+        outbox.bytes(b"again");
+        assert_eq!(take(&mut outbox, 2), b"again");
+    }
+}
+
+#[test]
+fn small_replies_leave_in_one_slice() {
+    let file = file(&[7; 8192]);
+    let mut outbox = Outbox::default();
+    for _ in 0..32 {
+        outbox.bytes(&[0; 16]);
+        outbox.segment(&Segment::File { file: Arc::clone(&file), offset: 0, len: 4096 }).unwrap();
+    }
+    match outbox.next() {
+        Some(Next::Slices { slices, more: false }) => {
+            assert_eq!((slices.len(), slices[0].len()), (1, 32 * 4112));
+        }
+        _ => panic!("the replies are not gathered"),
+    }
+}
+
+#[test]
+fn a_reply_that_fails_is_taken_back() {
+    let file = file(&[7; 100]);
+    let mut outbox = Outbox::default();
+    outbox.bytes(b"before");
+    let mark = outbox.mark();
+    outbox.bytes(b"header");
+    outbox.segment(&Segment::Zero(100_000)).unwrap();
+    outbox.bytes(b"more");
+    let short = Segment::File { file, offset: 0, len: 101 };
+    assert_eq!(outbox.segment(&short), Err(Errno::Io));
+    outbox.rollback(&mark);
+    outbox.bytes(b"error");
+    assert_eq!(outbox.pending(), 11);
+    assert_eq!(take(&mut outbox, 4), b"beforeerror");
+}
+
+#[test]
+fn memory_is_given_back_when_it_has_been_sent() {
+    let memory = Arc::new(tokio::sync::Semaphore::new(10));
+    let mut outbox = Outbox::default();
+    outbox.segment(&Segment::Bytes(Bytes::from(vec![1; 10_000]))).unwrap();
+    outbox.release_after(Arc::clone(&memory).try_acquire_many_owned(10).unwrap());
+    outbox.bytes(b"next");
+    outbox.advance(9_999);
+    assert_eq!(memory.available_permits(), 0);
+    outbox.advance(1);
+    // The permit behind the last byte goes with the part before it.
+    assert_eq!(memory.available_permits(), 10);
+    assert_eq!(take(&mut outbox, 100), b"next");
+    outbox.release_after(Arc::clone(&memory).try_acquire_many_owned(10).unwrap());
+    assert_eq!(memory.available_permits(), 10, "nothing waits, so that nothing is held");
+}

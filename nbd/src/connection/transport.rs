@@ -1,0 +1,102 @@
+//! The socket of one connection.
+
+use super::outbox::{Next, Outbox};
+use bytes::BytesMut;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::io::poll_read_buf;
+
+/// A connected stream socket.
+#[derive(Debug)]
+pub enum Stream {
+    /// A unix domain socket.
+    Unix(UnixStream),
+    /// A TCP socket.
+    Tcp(TcpStream),
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl Stream {
+    /// Options that suit requests and replies: no waiting for more bytes, and a peer that vanished is noticed.
+    pub(super) fn configure(&self) {
+        if let Self::Tcp(stream) = self {
+            let set = stream
+                .set_nodelay(true)
+                .and_then(|()| Ok(rustix::net::sockopt::set_socket_keepalive(stream, true)?));
+            if let Err(error) = set {
+                tracing::warn!(%error, "cannot set options of a TCP connection");
+            }
+        }
+    }
+
+    /// Appends what has come to `input`. 0 bytes: no more will come.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Unix(stream) => poll_read_buf(Pin::new(stream), cx, input),
+            Self::Tcp(stream) => poll_read_buf(Pin::new(stream), cx, input),
+        }
+    }
+
+    /// Sends from `outbox` until it is empty or the socket is full.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {
+        loop {
+            let Some(next) = outbox.next() else { return Poll::Ready(Ok(())) };
+            let sent = match self {
+                Self::Unix(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || send(stream.as_fd(), &next))
+                }
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || send(stream.as_fd(), &next))
+                }
+            };
+            drop(next);
+            match sent {
+                Ok(sent) => outbox.advance(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+/// Sends what fits.
+fn send(socket: BorrowedFd<'_>, next: &Next<'_>) -> io::Result<usize> {
+    match next {
+        Next::Slices { slices, more } => {
+            let mut flags = SendFlags::NOSIGNAL;
+            flags.set(SendFlags::MORE, *more);
+            Ok(sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)?)
+        }
+        Next::File { file, offset, len } => {
+            let mut offset = *offset;
+            match rustix::fs::sendfile(socket, file, Some(&mut offset), *len as usize)? {
+                // The header of this reply has been sent, so that there is no way back to an error reply.
+                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a local file is shorter than it was")),
+                sent => Ok(sent),
+            }
+        }
+    }
+}
