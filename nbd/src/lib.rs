@@ -7,6 +7,7 @@
 mod connection;
 mod export;
 pub mod handshake;
+pub mod kernel;
 mod padded;
 mod server;
 pub mod session;
