@@ -1,4 +1,39 @@
 //! The on-disk block cache: one store per host, sparse files named by identity.
+//!
+//! Each object has a directory with three files. `data` is sparse and holds the object's blocks at the object's own
+//! offsets, so that a block can be sent straight from it. `index` holds one 64-bit checksum per block, 0 for a block
+//! that is not there. `meta` says whose blocks these are. Nothing but the checksum decides whether a block on disk is
+//! good: it is verified when a block is first used after the object was opened, so that whatever a crash, a failing
+//! disk or another program left there costs a fetch at worst. After that a bit in memory says that the block is ready.
+//!
+//! A missing block is fetched once however many ask for it. The fetch is a task of its own, which nobody's departure
+//! cancels; those who wait get the bytes from memory, and the file is written behind them. Checksums are written to
+//! the index only after the data they speak for is durable, in batches, by a thread that also evicts.
+//!
+//! What goes wrong with the disk is never an error to a reader: the bytes are then fetched and passed through.
+//!
+//! # Several processes
+//!
+//! The first process that opens a store owns it, by a lock that the kernel drops when the process ends. Others read
+//! what is there, verifying every block at every use since the owner may evict it at any time, and write nothing;
+//! one of them becomes the owner within seconds when the owner ends.
+//!
+//! # Eviction and blocks being sent
+//!
+//! A span handed out holds a [`Lease`]. To evict, the ready bits of the victims are cleared first, then the object's
+//! current lease is replaced. Whoever took the old lease may have seen the bits; whoever takes the new one cannot
+//! have. So once the old lease and those before it are gone nobody uses the victims, and only then are they punched
+//! out of the file.
+
+mod bits;
+mod disk;
+mod flight;
+mod keeper;
+mod object;
+mod store;
+
+pub use object::Object;
+pub use store::Store;
 
 use crate::Error;
 use bytes::Bytes;
@@ -6,7 +41,6 @@ use smallvec::SmallVec;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 /// A file whose bytes stay where they are while this is held: while a span is being sent its blocks are not evicted.
@@ -77,12 +111,8 @@ pub trait Fill: Send + Sync + 'static {
     fn fill(&self, range: Range<u64>) -> impl Future<Output = Result<Bytes, Error>> + Send;
 }
 
-/// The store under one directory.
-#[derive(Clone, Debug)]
-pub struct Store {}
-
 /// What names a cached object: equal keys hold equal bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Key {
     /// The source's identity.
     pub identity: crate::Identity,
@@ -90,41 +120,5 @@ pub struct Key {
     pub part: String,
 }
 
-/// One cached object.
-#[derive(Debug)]
-pub struct Object<F> {
-    _fill: F,
-}
-
-impl Store {
-    /// Opens, or makes, the store under `dir`, which may grow to `max_bytes`.
-    pub fn open(_dir: &Path, _max_bytes: u64) -> Result<Store, Error> {
-        Ok(Store {})
-    }
-
-    /// The object `key` of `size` bytes in blocks of `block` bytes (a power of two, at least 4096). What an earlier
-    /// process left under this key is used. Two calls with one key share one file and one set of flights.
-    pub fn object<F: Fill>(
-        &self,
-        _key: &Key,
-        _size: u64,
-        _block: u32,
-        fill: F,
-    ) -> Result<Arc<Object<F>>, Error> {
-        Ok(Arc::new(Object { _fill: fill }))
-    }
-}
-
-impl<F: Fill> Object<F> {
-    /// Appends to `out` where `range` is in local files, if every block of it is there; else appends nothing and
-    /// says false. Does not wait, does not allocate (beyond `out`), does not start a fetch.
-    pub fn peek(&self, _range: Range<u64>, _out: &mut Spans) -> bool {
-        false
-    }
-
-    /// As [`peek`](Self::peek), but fetches first what is missing, each block once however many callers wait for
-    /// it. Dropping the future does not cancel fetches that others may need.
-    pub async fn get(self: &Arc<Self>, _range: Range<u64>, _out: &mut Spans) -> Result<(), Error> {
-        Err(Error::new(crate::Kind::Io, "unread"))
-    }
-}
+#[cfg(test)]
+mod tests;

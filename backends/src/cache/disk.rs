@@ -1,0 +1,270 @@
+//! One object's files: `meta`, `index` and `data`.
+//!
+//! Format version 1. `meta` is JSON: magic, version, the key, size and block size, written to a temporary name and
+//! renamed. `index` is an array of little-endian 64-bit checksums (XXH3 of the block's bytes, seeded with its number;
+//! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
+//! block is.
+
+use super::Key;
+use bytes::Bytes;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+
+const MAGIC: &str = "thinorigin cache";
+const VERSION: u32 = 1;
+
+/// The largest `meta` that is read: locations are at most 4 KiB.
+const MAX_META: u64 = 64 << 10;
+
+/// Size and block size: where block number `n` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Geometry {
+    pub(super) size: u64,
+    pub(super) block: u64,
+}
+
+impl Geometry {
+    pub(super) fn blocks(&self) -> u64 {
+        self.size.div_ceil(self.block)
+    }
+
+    /// The bytes of `blocks`.
+    pub(super) fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
+        blocks.start * self.block..(blocks.end * self.block).min(self.size)
+    }
+
+    /// The blocks that `range` touches.
+    pub(super) fn touched(&self, range: &Range<u64>) -> Range<u64> {
+        if range.is_empty() { 0..0 } else { range.start / self.block..range.end.div_ceil(self.block) }
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Meta {
+    magic: String,
+    version: u32,
+    #[serde(flatten)]
+    key: Key,
+    #[serde(flatten)]
+    geometry: Geometry,
+}
+
+/// The directory name of an object.
+pub(super) fn name(key: &Key, geometry: Geometry) -> String {
+    let text = meta(key, geometry);
+    format!("{:032x}", xxh3_128(text.as_bytes()))
+}
+
+fn meta(key: &Key, geometry: Geometry) -> String {
+    let meta = Meta { magic: MAGIC.to_owned(), version: VERSION, key: key.clone(), geometry };
+    // Strings and numbers only: nothing that could fail to be written.
+    serde_json::to_string(&meta).unwrap_or_default()
+}
+
+/// What the object in `directory` is, if it is one of this version.
+pub(super) fn read_meta(directory: &Path) -> io::Result<(Key, Geometry)> {
+    let mut text = String::new();
+    File::open(directory.join("meta"))?.take(MAX_META).read_to_string(&mut text)?;
+    let meta: Meta = serde_json::from_str(&text)?;
+    let sane = meta.magic == MAGIC && meta.version == VERSION && meta.geometry.block.is_power_of_two();
+    if sane { Ok((meta.key, meta.geometry)) } else { Err(io::Error::from(io::ErrorKind::InvalidData)) }
+}
+
+/// Notes that the object in `directory` is opened now; eviction asks for it with [`opened`].
+pub(super) fn touch(directory: &Path) -> io::Result<()> {
+    File::options().write(true).open(directory.join("meta"))?.set_modified(SystemTime::now())
+}
+
+/// When the object in `directory` was last opened. Nothing, which is before all times, if that cannot be said.
+pub(super) fn opened(directory: &Path) -> Option<SystemTime> {
+    directory.join("meta").metadata().and_then(|meta| meta.modified()).ok()
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    data: Arc<File>,
+    /// None if the object has no identity and its data is gone when it is closed.
+    index: Option<File>,
+    geometry: Geometry,
+    /// Nothing was on disk when it was opened, so that there is nothing to look for.
+    pub(super) fresh: bool,
+}
+
+impl Disk {
+    /// Opens or makes the object in `directory`, for the store's owner.
+    pub(super) fn own(directory: &Path, key: &Key, geometry: Geometry) -> io::Result<Disk> {
+        let fresh = match read_meta(directory) {
+            Ok((k, g)) if k == *key && g == geometry => false,
+            // Another format's, another object's with the same hash, or torn: none of its blocks can be used.
+            _ => {
+                match std::fs::remove_dir_all(directory) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                std::fs::create_dir_all(directory)?;
+                true
+            }
+        };
+        let open = |name: &str| {
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(directory.join(name))
+        };
+        let disk = Disk { data: Arc::new(open("data")?), index: Some(open("index")?), geometry, fresh };
+        disk.data.set_len(geometry.size)?;
+        if let Some(index) = &disk.index {
+            index.set_len(geometry.blocks() * 8)?;
+        }
+        if fresh {
+            // Last, so that a directory without it is known to be half made.
+            let temporary = directory.join("meta.tmp");
+            let mut file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(meta(key, geometry).as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, directory.join("meta"))?;
+            File::open(directory)?.sync_all()?;
+        } else {
+            // When the object was last opened; eviction looks at it.
+            File::options()
+                .write(true)
+                .open(directory.join("meta"))?
+                .set_modified(std::time::SystemTime::now())?;
+        }
+        Ok(disk)
+    }
+
+    /// Opens what another process keeps in `directory`, for reading.
+    pub(super) fn read_only(directory: &Path, key: &Key, geometry: Geometry) -> io::Result<Disk> {
+        if read_meta(directory)? != (key.clone(), geometry) {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+        let open = |name: &str| File::open(directory.join(name));
+        Ok(Disk { data: Arc::new(open("data")?), index: Some(open("index")?), geometry, fresh: false })
+    }
+
+    /// An object in a nameless file below `directory`, which ends with this process.
+    pub(super) fn nameless(directory: &Path, geometry: Geometry) -> io::Result<Disk> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let data = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
+        data.set_len(geometry.size)?;
+        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true })
+    }
+
+    pub(super) fn data(&self) -> &Arc<File> {
+        &self.data
+    }
+
+    /// The blocks of `blocks` that are there and whole; none where anything is wrong.
+    pub(super) fn load(&self, blocks: Range<u64>) -> Vec<Option<Bytes>> {
+        let count = (blocks.end - blocks.start) as usize;
+        let mut sums = vec![0; count * 8];
+        let found = match &self.index {
+            Some(index) => index.read_exact_at(&mut sums, blocks.start * 8).is_ok(),
+            None => false,
+        };
+        let sums = sums.chunks_exact(8).map(|sum| u64::from_le_bytes(sum.try_into().unwrap_or_default()));
+        blocks
+            .zip(sums)
+            .map(|(block, sum)| {
+                if !found || sum == 0 {
+                    return None;
+                }
+                let range = self.geometry.bytes(&(block..block + 1));
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                self.data.read_exact_at(&mut bytes, range.start).ok()?;
+                (checksum(block, &bytes) == sum).then(|| Bytes::from(bytes))
+            })
+            .collect()
+    }
+
+    /// Writes `bytes`, whole blocks from `first` on, and returns their checksums, to be recorded when they are durable.
+    pub(super) fn store(&self, first: u64, bytes: &[u8]) -> io::Result<Vec<(u64, u64)>> {
+        self.data.write_all_at(bytes, first * self.geometry.block)?;
+        let blocks = bytes.chunks(self.geometry.block as usize);
+        Ok((first..).zip(blocks).map(|(block, bytes)| (block, checksum(block, bytes))).collect())
+    }
+
+    /// Makes stored data durable, then the checksums that vouch for it. In the other order a crash would leave
+    /// checksums without their data: no wrong bytes, but blocks to be read in vain.
+    pub(super) fn record(&self, sums: &[(u64, u64)]) -> io::Result<()> {
+        let Some(index) = &self.index else { return Ok(()) };
+        self.data.sync_data()?;
+        for run in sums.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let bytes: Vec<u8> = run.iter().flat_map(|(_, sum)| sum.to_le_bytes()).collect();
+            index.write_all_at(&bytes, run[0].0 * 8)?;
+        }
+        index.sync_data()
+    }
+
+    /// Takes `blocks` out of the file. The index entries go first, so that nobody looks for what is gone.
+    pub(super) fn punch(&self, blocks: &Range<u64>) -> io::Result<()> {
+        if let Some(index) = &self.index {
+            index.write_all_at(&vec![0; ((blocks.end - blocks.start) * 8) as usize], blocks.start * 8)?;
+        }
+        let bytes = self.geometry.bytes(blocks);
+        // To the end of the last block, for only whole file system blocks are given back.
+        let len = bytes.end.next_multiple_of(self.geometry.block) - bytes.start;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.data, flags, bytes.start, len)?)
+    }
+
+    /// The next run of blocks at or after `from` that take space on disk.
+    pub(super) fn stored(&self, from: u64) -> Option<Range<u64>> {
+        if from >= self.geometry.blocks() {
+            return None;
+        }
+        let data = match rustix::fs::seek(&self.data, SeekFrom::Data(from * self.geometry.block)) {
+            Ok(at) => at,
+            Err(Errno::NXIO) => return None,
+            // No holes on this file system: everything takes space.
+            Err(_) => return Some(from..self.geometry.blocks()),
+        };
+        let hole = rustix::fs::seek(&self.data, SeekFrom::Hole(data)).unwrap_or(self.geometry.size);
+        Some(data / self.geometry.block..hole.div_ceil(self.geometry.block).min(self.geometry.blocks()))
+    }
+
+    /// How much disk space the object takes.
+    pub(super) fn allocated(&self) -> u64 {
+        let of = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        of(&self.data) + self.index.as_ref().map_or(0, |index| of(index) + OVERHEAD)
+    }
+}
+
+/// What a directory and its `meta` take, rounded up.
+const OVERHEAD: u64 = 8192;
+
+/// As [`Disk::allocated`], for an object that is not open.
+pub(super) fn allocated(directory: &Path) -> u64 {
+    let of =
+        |name: &str| std::fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.blocks() * 512);
+    of("data") + of("index") + OVERHEAD
+}
+
+/// The objects' directories of the store under `root`.
+pub(super) fn directories(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn checksum(block: u64, bytes: &[u8]) -> u64 {
+    xxh3_64_with_seed(bytes, block).max(1)
+}

@@ -1,0 +1,413 @@
+//! One cached object: what is ready, what is being fetched, and the way from one to the other.
+
+use super::bits::Bits;
+use super::disk::{Disk, Geometry};
+use super::flight::{self, Flight, Pilot, Table};
+use super::store::Shared;
+use super::{Fill, Key, Lease, Span, Spans};
+use crate::{Error, Kind};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use smallvec::SmallVec;
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// The most bytes that one call of a fill covers: large enough for a server far away, small enough that a large read
+/// is spread over several connections.
+const MAX_FILL: u64 = 2 << 20;
+
+/// How long the disk may take to say what it has before it is passed by.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One cached object.
+#[derive(Debug)]
+pub struct Object<F> {
+    core: Arc<Core>,
+    fill: F,
+}
+
+/// What all `Object`s of one key share.
+#[derive(Debug)]
+pub(super) struct Core {
+    /// The name in the store's table, and of the directory.
+    pub(super) name: String,
+    pub(super) key: Key,
+    pub(super) geometry: Geometry,
+    pub(super) store: Arc<Shared>,
+    /// The files, if this process owns the store and they could be opened.
+    owned: OnceLock<Option<Disk>>,
+    /// Another process's files, to read from while it owns the store.
+    foreign: OnceLock<Disk>,
+    /// What spans hold; see the module about eviction. None without files.
+    lease: ArcSwapOption<Lease>,
+    /// Blocks that are in the file and whole.
+    ready: Bits,
+    /// Blocks that were used again after they were fetched, since the last time eviction looked.
+    pub(super) touched: Bits,
+    pub(super) flights: Arc<Table>,
+    /// Checksums of stored blocks that are not in the index yet.
+    unsaved: Mutex<Vec<(u64, u64)>>,
+    /// Bytes reserved in the store and written since its accounts last looked at the files.
+    pub(super) written: AtomicU64,
+    /// Where eviction goes on.
+    pub(super) hand: AtomicU64,
+}
+
+impl Core {
+    pub(super) fn new(store: Arc<Shared>, name: String, key: Key, geometry: Geometry) -> Core {
+        Core {
+            name,
+            key,
+            geometry,
+            store,
+            owned: OnceLock::new(),
+            foreign: OnceLock::new(),
+            lease: ArcSwapOption::empty(),
+            ready: Bits::new(geometry.blocks()),
+            touched: Bits::new(geometry.blocks()),
+            flights: Arc::default(),
+            unsaved: Mutex::default(),
+            written: AtomicU64::new(0),
+            hand: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether nothing of it outlives this process, since nothing says which version of the object it is.
+    pub(super) fn nameless(&self) -> bool {
+        self.key.identity.validator.is_empty()
+    }
+
+    /// Opens the files for writing. The caller's process owns the store.
+    pub(super) fn own(&self) {
+        self.owned.get_or_init(|| {
+            let opened = match self.nameless() {
+                true => Disk::nameless(self.store.root(), self.geometry),
+                false => {
+                    let directory = self.store.root().join(&self.name);
+                    Disk::own(&directory, &self.key, self.geometry)
+                        .and_then(|disk| super::disk::touch(&directory).map(|()| disk))
+                }
+            };
+            match opened {
+                Ok(disk) => {
+                    self.lease.store(Some(Lease::of(disk.data().clone())));
+                    Some(disk)
+                }
+                Err(error) => {
+                    self.store.failed("an object's files cannot be opened", &error);
+                    None
+                }
+            }
+        });
+    }
+
+    /// The files, if they may be written to.
+    pub(super) fn disk(&self) -> Option<&Disk> {
+        self.owned.get()?.as_ref()
+    }
+
+    /// The files, to look for blocks in.
+    fn readable(&self) -> Option<&Disk> {
+        if let Some(disk) = self.disk() {
+            return Some(disk);
+        }
+        if self.foreign.get().is_none() {
+            let directory = self.store.root().join(&self.name);
+            let disk = Disk::read_only(&directory, &self.key, self.geometry).ok()?;
+            let _ = self.foreign.set(disk);
+        }
+        self.foreign.get()
+    }
+
+    /// Whether every block of `blocks` can be sent from the file. Whoever acts on it took the lease before asking.
+    fn is_ready(&self, blocks: Range<u64>) -> bool {
+        self.ready.all(blocks)
+    }
+
+    /// Makes `blocks` unready, so that no span taken from now on refers to them.
+    pub(super) fn unready(&self, blocks: Range<u64>) {
+        blocks.for_each(|block| self.ready.clear(block));
+    }
+
+    /// Replaces the lease, and returns what spans handed out before hold. Once that is gone nobody uses a block that
+    /// was made unready before.
+    pub(super) fn renew_lease(&self) -> Option<std::sync::Weak<Lease>> {
+        let disk = self.disk()?;
+        let old = self.lease.swap(Some(Lease::of(disk.data().clone())))?;
+        Some(Arc::downgrade(&old))
+    }
+
+    /// Blocks of `blocks` that are on disk and whole. Those found in the own files are ready from then on, but for
+    /// `except`.
+    async fn load(self: &Arc<Self>, blocks: Range<u64>, except: &[u64]) -> Vec<Option<Bytes>> {
+        let nothing = vec![None; (blocks.end - blocks.start) as usize];
+        if self.nameless() || self.disk().is_some_and(|disk| disk.fresh) {
+            return nothing;
+        }
+        let core = self.clone();
+        let range = blocks.clone();
+        let load = tokio::task::spawn_blocking(move || core.readable().map(|disk| disk.load(range)));
+        let found = match tokio::time::timeout(LOAD_TIMEOUT, load).await {
+            Ok(Ok(Some(found))) => found,
+            _ => return nothing,
+        };
+        if self.disk().is_some() {
+            for (block, _) in
+                blocks.zip(&found).filter(|(block, found)| found.is_some() && !except.contains(block))
+            {
+                self.ready.set(block..block + 1);
+            }
+        }
+        found
+    }
+
+    /// Writes fetched bytes, whole blocks from `first` on, to the file, if there is one and room for them. What goes
+    /// wrong is the store's affair; the bytes are with those who asked for them already.
+    async fn keep(self: &Arc<Self>, first: u64, bytes: Bytes) {
+        let len = bytes.len() as u64;
+        if self.disk().is_none() || !self.store.is_well() {
+            return;
+        }
+        let Some(reserved) = self.store.reserve(len) else { return };
+        let core = self.clone();
+        // Left to itself if the runtime ends: then nothing becomes ready, and the bytes are fetched another time.
+        let _ = tokio::task::spawn_blocking(move || {
+            let Some(disk) = core.disk() else { return };
+            let result = disk.store(first, &bytes);
+            reserved.written(&core);
+            match result {
+                Ok(sums) => {
+                    core.ready.set(first..first + sums.len() as u64);
+                    core.unsaved.lock().unwrap_or_else(PoisonError::into_inner).extend(sums);
+                    core.store.dirty(&core);
+                }
+                Err(error) => core.store.failed("a block cannot be stored", &error),
+            }
+        })
+        .await;
+    }
+
+    /// Makes durable what was stored, and then the checksums that vouch for it. May wait for the disk.
+    pub(super) fn save(&self) {
+        let mut sums = std::mem::take(&mut *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(disk) = self.disk().filter(|_| !sums.is_empty()) else { return };
+        sums.sort_unstable_by_key(|(block, _)| *block);
+        sums.dedup_by_key(|(block, _)| *block);
+        if let Err(error) = disk.record(&sums) {
+            // What the page cache still shows may not be what the disk will say later.
+            sums.iter().for_each(|(block, _)| self.ready.clear(*block));
+            self.store.failed("blocks cannot be made durable", &error);
+        }
+        self.store.account(self);
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.store.closed(self);
+    }
+}
+
+/// A piece of a range that is asked for.
+enum Part {
+    /// Ready in the file.
+    Ready(Range<u64>),
+    /// In a flight.
+    Flying(Arc<Flight>, Range<u64>),
+}
+
+impl<F: Fill> Object<F> {
+    pub(super) fn new(core: Arc<Core>, fill: F) -> Arc<Self> {
+        Arc::new(Object { core, fill })
+    }
+
+    /// What makes missing blocks.
+    pub fn source(&self) -> &F {
+        &self.fill
+    }
+
+    /// Appends to `out` where `range` is in local files, if every block of it is there; else appends nothing and
+    /// says false. Does not wait, does not allocate (beyond `out`), does not start a fetch.
+    pub fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
+        let core = &*self.core;
+        if range.start >= range.end || range.end > core.geometry.size {
+            return range.start == range.end && range.end <= core.geometry.size;
+        }
+        let blocks = core.geometry.touched(&range);
+        if !core.is_ready(blocks.clone()) {
+            return false;
+        }
+        // The lease first, then the bits: in the other order the blocks might go in between.
+        let Some(lease) = core.lease.load_full() else { return false };
+        if !core.is_ready(blocks.clone()) {
+            return false;
+        }
+        core.touched.set(blocks);
+        out.push(Span::File { lease, offset: range.start, len: range.end - range.start });
+        true
+    }
+
+    /// As [`peek`](Self::peek), but fetches first what is missing, each block once however many callers wait for
+    /// it. Dropping the future does not cancel fetches that others may need. Must run in a tokio runtime.
+    pub async fn get(self: &Arc<Self>, range: Range<u64>, out: &mut Spans) -> Result<(), Error> {
+        if range.start > range.end || range.end > self.core.geometry.size {
+            return Err(Error::new(
+                Kind::Range,
+                format!(
+                    "{}: bytes {:#x} to {:#x} are not in an object of {} bytes",
+                    self.core.key.identity.location, range.start, range.end, self.core.geometry.size
+                ),
+            ));
+        }
+        if self.peek(range.clone(), out) {
+            return Ok(());
+        }
+        let had = out.len();
+        let lease = self.core.lease.load_full();
+        for part in self.plan(self.core.geometry.touched(&range), lease.is_some()) {
+            match (part, &lease) {
+                (Part::Ready(blocks), Some(lease)) => {
+                    let bytes = clip(self.core.geometry.bytes(&blocks), &range);
+                    out.push(Span::File {
+                        lease: lease.clone(),
+                        offset: bytes.start,
+                        len: bytes.end - bytes.start,
+                    });
+                }
+                (Part::Ready(_), None) => {}
+                (Part::Flying(flight, blocks), _) => {
+                    let pieces = match flight.bytes().await {
+                        Ok(pieces) => pieces,
+                        Err(error) => {
+                            out.truncate(had);
+                            return Err(error);
+                        }
+                    };
+                    let wanted = clip(self.core.geometry.bytes(&blocks), &range);
+                    for (at, bytes) in pieces.iter() {
+                        let part = clip(*at..at + bytes.len() as u64, &wanted);
+                        if part.start < part.end {
+                            out.push(Span::Bytes(
+                                bytes.slice((part.start - at) as usize..(part.end - at) as usize),
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings `range` into the file, and returns when it is there or cannot be. Says whether it is.
+    pub async fn warm(self: &Arc<Self>, range: Range<u64>) -> Result<bool, Error> {
+        let mut spans = Spans::new();
+        self.get(range.clone(), &mut spans).await?;
+        let blocks = self.core.geometry.touched(&range);
+        loop {
+            let flight =
+                blocks.clone().find_map(|block| flight::lock(&self.core.flights).covering(block).cloned());
+            match flight {
+                Some(flight) => flight.landed().await,
+                None => return Ok(self.core.is_ready(blocks)),
+            }
+        }
+    }
+
+    /// How many of the object's bytes are ready in the file, found out block by block.
+    pub fn ready(&self) -> u64 {
+        let geometry = self.core.geometry;
+        (0..geometry.blocks())
+            .filter(|block| self.core.ready.get(*block))
+            .map(|block| geometry.bytes(&(block..block + 1)))
+            .map(|bytes| bytes.end - bytes.start)
+            .sum()
+    }
+
+    /// Where each block of `blocks` comes from. Starts flights for those that nobody fetches yet.
+    fn plan(self: &Arc<Self>, blocks: Range<u64>, leased: bool) -> SmallVec<[Part; 4]> {
+        let core = &self.core;
+        let run = (MAX_FILL / core.geometry.block).max(1);
+        let mut parts = SmallVec::new();
+        let mut started = SmallVec::<[Pilot; 4]>::new();
+        let mut flights = flight::lock(&core.flights);
+        let mut at = blocks.start;
+        while at < blocks.end {
+            // A flight makes its blocks ready before it leaves the table, so a block is found in one of both.
+            let ready = |block: u64| leased && core.ready.get(block);
+            if ready(at) {
+                let end = (at..blocks.end).find(|block| !ready(*block)).unwrap_or(blocks.end);
+                parts.push(Part::Ready(at..end));
+                at = end;
+                continue;
+            }
+            let flight = match flights.covering(at) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let end = blocks.end.min(at + run).min(flights.next(at).unwrap_or(u64::MAX));
+                    let end = (at..end).find(|block| ready(*block)).unwrap_or(end);
+                    let pilot = Pilot::take_off(&core.flights, &mut flights, at..end);
+                    let flight = pilot.flight().clone();
+                    started.push(pilot);
+                    flight
+                }
+            };
+            let end = flight.blocks.end.min(blocks.end);
+            parts.push(Part::Flying(flight, at..end));
+            at = end;
+        }
+        // Pilots land when they are dropped, which a runtime that is ending does at once, and that takes the lock.
+        drop(flights);
+        for pilot in started {
+            tokio::spawn(self.clone().fly(pilot));
+        }
+        parts
+    }
+
+    /// The task behind a flight: finds on disk or fetches, delivers, stores.
+    async fn fly(self: Arc<Self>, pilot: Pilot) {
+        let (core, blocks) = (&self.core, pilot.flight().blocks.clone());
+        let found = core.load(blocks.clone(), &pilot.evicting).await;
+        let mut gaps = Vec::new();
+        let mut at = blocks.start;
+        for run in found.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let end = at + run.len() as u64;
+            if run[0].is_none() {
+                gaps.push(at..end);
+            }
+            at = end;
+        }
+        let filled = match try_join_all(gaps.iter().map(|gap| self.fill_gap(gap))).await {
+            Ok(filled) => filled,
+            Err(error) => return pilot.fail(error),
+        };
+        let offset = |block: u64| block * core.geometry.block;
+        let found = (blocks.start..).zip(found).filter_map(|(block, bytes)| Some((offset(block), bytes?)));
+        let fetched = gaps.iter().zip(&filled).map(|(gap, bytes)| (offset(gap.start), bytes.clone()));
+        let mut pieces: Vec<(u64, Bytes)> = found.chain(fetched).collect();
+        pieces.sort_unstable_by_key(|(offset, _)| *offset);
+        pilot.deliver(pieces.into());
+        for (gap, bytes) in gaps.into_iter().zip(filled) {
+            if !gap.clone().any(|block| pilot.evicting.contains(&block)) {
+                core.keep(gap.start, bytes).await;
+            }
+        }
+    }
+
+    async fn fill_gap(&self, gap: &Range<u64>) -> Result<Bytes, Error> {
+        let range = self.core.geometry.bytes(gap);
+        let bytes = self.fill.fill(range.clone()).await?;
+        if bytes.len() as u64 == range.end - range.start {
+            return Ok(bytes);
+        }
+        let (got, asked) = (bytes.len(), range.end - range.start);
+        let location = &self.core.key.identity.location;
+        Err(Error::new(Kind::BadAnswer, format!("{location}: {got} bytes came when {asked} were asked for")))
+    }
+}
+
+fn clip(range: Range<u64>, to: &Range<u64>) -> Range<u64> {
+    range.start.max(to.start)..range.end.min(to.end)
+}

@@ -1,0 +1,545 @@
+use super::*;
+use crate::{Identity, Kind};
+use std::collections::HashMap;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+const BLOCK: u64 = 4096;
+
+/// Makes bytes that tell their place, counts, and fails or waits on request.
+#[derive(Clone)]
+struct Maker(Arc<Made>);
+
+struct Made {
+    ranges: Mutex<Vec<Range<u64>>>,
+    gate: Semaphore,
+    fail: AtomicUsize,
+    panic: AtomicBool,
+    short: AtomicBool,
+}
+
+fn byte(at: u64) -> u8 {
+    ((at / 7) ^ (at / BLOCK * 31)) as u8
+}
+
+fn expect(range: Range<u64>) -> Vec<u8> {
+    range.map(byte).collect()
+}
+
+impl Maker {
+    fn new() -> Maker {
+        let gate = Semaphore::new(Semaphore::MAX_PERMITS);
+        Maker(Arc::new(Made {
+            ranges: Mutex::default(),
+            gate,
+            fail: AtomicUsize::new(0),
+            panic: AtomicBool::new(false),
+            short: AtomicBool::new(false),
+        }))
+    }
+
+    /// One that makes nothing until permits are added.
+    fn shut() -> Maker {
+        let maker = Maker::new();
+        maker.0.gate.forget_permits(Semaphore::MAX_PERMITS);
+        maker
+    }
+
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.0.ranges.lock().unwrap().clone()
+    }
+
+    /// How often each block was made.
+    fn counts(&self) -> HashMap<u64, usize> {
+        let mut counts = HashMap::new();
+        for block in self.ranges().into_iter().flat_map(|r| r.start / BLOCK..r.end.div_ceil(BLOCK)) {
+            *counts.entry(block).or_default() += 1;
+        }
+        counts
+    }
+}
+
+impl Fill for Maker {
+    async fn fill(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        self.0.ranges.lock().unwrap().push(range.clone());
+        self.0.gate.acquire().await.unwrap().forget();
+        assert!(!self.0.panic.swap(false, Ordering::SeqCst), "as asked for");
+        if self.0.fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(Error::new(Kind::Unreachable, "as asked for"));
+        }
+        if self.0.short.swap(false, Ordering::SeqCst) {
+            return Ok(expect(range.start..range.end - 1).into());
+        }
+        Ok(expect(range).into())
+    }
+}
+
+fn key(name: &str) -> Key {
+    let identity = Identity { location: name.into(), size: 1, validator: "etag:\"1\"".into() };
+    Key { identity, part: "raw".into() }
+}
+
+fn bytes_of(spans: &Spans) -> Vec<u8> {
+    let mut out = Vec::new();
+    for span in spans {
+        match span {
+            Span::Bytes(bytes) => out.extend_from_slice(bytes),
+            Span::File { lease, offset, len } => {
+                let mut bytes = vec![0; *len as usize];
+                lease.read_exact_at(&mut bytes, *offset).unwrap();
+                out.extend(bytes);
+            }
+        }
+    }
+    out
+}
+
+async fn read(object: &Arc<Object<Maker>>, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let mut spans = Spans::new();
+    object.get(range, &mut spans).await?;
+    Ok(bytes_of(&spans))
+}
+
+/// An object of 100 blocks, the last one short, in a new store.
+struct Case {
+    dir: tempfile::TempDir,
+    store: Store,
+    maker: Maker,
+    object: Arc<Object<Maker>>,
+}
+
+const SIZE: u64 = 100 * BLOCK - 100;
+
+fn case(maker: Maker) -> Case {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    Case { dir, store, maker, object }
+}
+
+async fn reopened(dir: &Path) -> (Store, Maker, Arc<Object<Maker>>) {
+    let store = Store::open(dir, 1 << 30).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !store.is_owner() {
+        assert!(Instant::now() < deadline, "the lock is not given up");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let maker = Maker::new();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    (store, maker, object)
+}
+
+/// A copy of a store as a crash would leave it, more or less.
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let ok = std::process::Command::new("cp")
+        .arg("-r")
+        .arg(from.join("objects"))
+        .arg(to.path())
+        .status()
+        .unwrap()
+        .success();
+    assert!(ok);
+    to
+}
+
+/// The only object's directory.
+fn object_dir(dir: &Path) -> std::path::PathBuf {
+    std::fs::read_dir(dir.join("objects")).unwrap().next().unwrap().unwrap().path()
+}
+
+#[tokio::test]
+async fn ranges_are_exact_cold_and_warm() {
+    let case = case(Maker::new());
+    let ranges = [
+        0..1,
+        1..BLOCK,
+        BLOCK - 1..BLOCK + 1,
+        0..SIZE,
+        SIZE - 1..SIZE,
+        5 * BLOCK..9 * BLOCK,
+        17..17,
+        SIZE..SIZE,
+    ];
+    for range in ranges.iter().cloned().chain(ranges.iter().cloned()) {
+        assert!(read(&case.object, range.clone()).await.unwrap() == expect(range.clone()), "{range:?}");
+    }
+    assert!(case.object.warm(0..SIZE).await.unwrap());
+    assert_eq!(case.object.ready(), SIZE);
+    for range in ranges {
+        let mut spans = Spans::new();
+        assert!(case.object.peek(range.clone(), &mut spans));
+        assert!(spans.len() <= 1 && spans.iter().all(|span| matches!(span, Span::File { .. })));
+        assert!(bytes_of(&spans) == expect(range));
+    }
+    let mut spans = Spans::new();
+    assert!(!case.object.peek(0..SIZE + 1, &mut spans));
+    assert_eq!(case.object.get(0..SIZE + 1, &mut spans).await.unwrap_err().kind, Kind::Range);
+    assert!(spans.is_empty());
+    assert!(case.maker.counts().values().all(|n| *n == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_block_is_fetched_once_however_many_ask() {
+    let case = case(Maker::shut());
+    let readers: Vec<_> = (0..64)
+        .map(|_| {
+            let object = case.object.clone();
+            tokio::spawn(async move { read(&object, 10..20).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut spans = Spans::new();
+    assert!(!case.object.peek(10..20, &mut spans));
+    case.maker.0.gate.add_permits(1);
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap(), expect(10..20));
+    }
+    assert_eq!(case.maker.ranges(), vec![0..BLOCK; 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_on_random_blocks_fetch_none_twice() {
+    let case = case(Maker::new());
+    let second = case.store.object(&key("a"), SIZE, BLOCK as u32, case.maker.clone()).unwrap();
+    let readers: Vec<_> = (0..200u64)
+        .map(|client| {
+            let object = if client % 2 == 0 { case.object.clone() } else { second.clone() };
+            tokio::spawn(async move {
+                for i in 0..50u64 {
+                    let start = (client * 7919 + i * 104_729) % (SIZE - 10_000);
+                    let range = start..start + (client * i) % 10_000;
+                    assert!(read(&object, range.clone()).await.unwrap() == expect(range));
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert!(case.maker.counts().values().all(|n| *n == 1));
+}
+
+#[tokio::test]
+async fn neighbouring_misses_are_one_fetch() {
+    let case = case(Maker::new());
+    read(&case.object, 0..10 * BLOCK).await.unwrap();
+    case.object.warm(0..10 * BLOCK).await.unwrap();
+    read(&case.object, 12 * BLOCK..13 * BLOCK).await.unwrap();
+    case.object.warm(12 * BLOCK..13 * BLOCK).await.unwrap();
+    read(&case.object, 5 * BLOCK..20 * BLOCK).await.unwrap();
+    let blocks: Vec<_> = case.maker.ranges().into_iter().map(|r| r.start / BLOCK..r.end / BLOCK).collect();
+    assert_eq!(blocks, [0..10, 12..13, 10..12, 13..20]);
+    // A large miss is several fetches at once.
+    let big = case.store.object(&key("big"), 8 << 20, 65536, Maker::new()).unwrap();
+    assert!(read(&big, 0..8 << 20).await.unwrap() == expect(0..8 << 20));
+    assert_eq!(big.source().ranges().len(), 4);
+}
+
+#[tokio::test]
+async fn a_departing_client_cancels_nothing() {
+    let case = case(Maker::shut());
+    let leaver = tokio::spawn({
+        let object = case.object.clone();
+        async move { read(&object, 0..BLOCK).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let stayer = tokio::spawn({
+        let object = case.object.clone();
+        async move { read(&object, 0..BLOCK).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    leaver.abort();
+    assert!(leaver.await.is_err());
+    case.maker.0.gate.add_permits(1);
+    assert_eq!(stayer.await.unwrap().unwrap(), expect(0..BLOCK));
+    assert_eq!(case.maker.ranges().len(), 1);
+}
+
+#[tokio::test]
+async fn errors_reach_all_who_wait_and_are_not_kept() {
+    let case = case(Maker::shut());
+    case.maker.0.fail.store(1, Ordering::SeqCst);
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let object = case.object.clone();
+            tokio::spawn(async move { read(&object, 0..BLOCK).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    case.maker.0.gate.add_permits(1000);
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap_err().kind, Kind::Unreachable);
+    }
+    assert_eq!(case.maker.ranges().len(), 1);
+    assert_eq!(read(&case.object, 0..BLOCK).await.unwrap(), expect(0..BLOCK));
+    // Nor is a fetch that panics a slot that hangs, nor a short one accepted.
+    case.maker.0.panic.store(true, Ordering::SeqCst);
+    assert!(read(&case.object, BLOCK..2 * BLOCK).await.is_err());
+    case.maker.0.short.store(true, Ordering::SeqCst);
+    assert_eq!(read(&case.object, BLOCK..2 * BLOCK).await.unwrap_err().kind, Kind::BadAnswer);
+    assert_eq!(read(&case.object, BLOCK..2 * BLOCK).await.unwrap(), expect(BLOCK..2 * BLOCK));
+}
+
+#[tokio::test]
+async fn blocks_survive_a_restart() {
+    let Case { dir, store, object, .. } = case(Maker::new());
+    assert!(object.warm(0..SIZE).await.unwrap());
+    store.sync();
+    drop((store, object));
+    let (_store, maker, object) = reopened(dir.path()).await;
+    let mut spans = Spans::new();
+    assert!(!object.peek(0..1, &mut spans), "not before it was verified");
+    assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE));
+    assert!(object.peek(0..1, &mut spans));
+    assert_eq!(maker.ranges(), vec![]);
+}
+
+#[tokio::test]
+async fn another_version_is_another_object() {
+    let case = case(Maker::new());
+    read(&case.object, 0..BLOCK).await.unwrap();
+    for change in 0..5 {
+        let mut other = key("a");
+        let (mut size, mut block) = (SIZE, BLOCK as u32);
+        match change {
+            0 => other.identity.validator = "etag:\"2\"".into(),
+            1 => other.identity.location = "b".into(),
+            2 => other.part = "decoded".into(),
+            3 => size -= 1,
+            _ => block *= 2,
+        }
+        let maker = Maker::new();
+        let object = case.store.object(&other, size, block, maker.clone()).unwrap();
+        read(&object, 0..1).await.unwrap();
+        assert_eq!(maker.ranges().len(), 1, "change {change}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_saved_is_fetched_again() {
+    let case = case(Maker::new());
+    assert!(case.object.warm(0..50 * BLOCK).await.unwrap());
+    case.store.sync();
+    assert!(case.object.warm(0..SIZE).await.unwrap());
+    let copy = copy(case.dir.path());
+    let (_store, maker, object) = reopened(copy.path()).await;
+    assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE));
+    assert!(maker.counts().keys().all(|block| *block >= 50));
+}
+
+#[tokio::test]
+async fn no_damage_on_disk_becomes_a_wrong_byte() {
+    let case = case(Maker::new());
+    assert!(case.object.warm(0..SIZE).await.unwrap());
+    case.store.sync();
+    type Damage = (&'static str, fn(&Path));
+    let damage: [Damage; 9] = [
+        ("a flipped bit in a block", |dir| {
+            let data = File::options().write(true).open(dir.join("data")).unwrap();
+            data.write_all_at(&[byte(7 * BLOCK) ^ 1], 7 * BLOCK).unwrap();
+        }),
+        ("zeros for a block", |dir| {
+            let data = File::options().write(true).open(dir.join("data")).unwrap();
+            data.write_all_at(&[0; BLOCK as usize], 7 * BLOCK).unwrap();
+        }),
+        ("two blocks swapped", |dir| {
+            let data = File::options().write(true).open(dir.join("data")).unwrap();
+            data.write_all_at(&expect(7 * BLOCK..8 * BLOCK), 8 * BLOCK).unwrap();
+            data.write_all_at(&expect(8 * BLOCK..9 * BLOCK), 7 * BLOCK).unwrap();
+        }),
+        ("a truncated data file", |dir| {
+            File::options().write(true).open(dir.join("data")).unwrap().set_len(3 * BLOCK + 5).unwrap();
+        }),
+        ("a truncated index", |dir| {
+            File::options().write(true).open(dir.join("index")).unwrap().set_len(77).unwrap();
+        }),
+        ("a garbled index", |dir| {
+            let index = File::options().write(true).open(dir.join("index")).unwrap();
+            index.write_all_at(&expect(0..800), 0).unwrap();
+        }),
+        ("a garbled meta", |dir| std::fs::write(dir.join("meta"), b"{\"magic\":").unwrap()),
+        ("no data file", |dir| std::fs::remove_file(dir.join("data")).unwrap()),
+        ("a directory for a data file", |dir| {
+            std::fs::remove_file(dir.join("data")).unwrap();
+            std::fs::create_dir(dir.join("data")).unwrap();
+        }),
+    ];
+    for (what, damage) in damage {
+        let copy = copy(case.dir.path());
+        damage(&object_dir(copy.path()));
+        let (_store, maker, object) = reopened(copy.path()).await;
+        for range in [0..SIZE, 0..SIZE, 6 * BLOCK..10 * BLOCK] {
+            assert!(read(&object, range.clone()).await.unwrap() == expect(range), "{what}");
+        }
+        assert!(!maker.ranges().is_empty(), "{what} is not noticed");
+    }
+}
+
+/// What the store takes on disk.
+fn on_disk(dir: &Path) -> u64 {
+    std::fs::read_dir(dir.join("objects"))
+        .unwrap()
+        .flat_map(|object| std::fs::read_dir(object.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().metadata().unwrap().blocks() * 512)
+        .sum()
+}
+
+async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_never_outgrows_its_limit() {
+    const MAX: u64 = 4 << 20;
+    const BIG: u64 = 16 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    for name in ["a", "b", "c"] {
+        let object = store.object(&key(name), BIG, 65536, Maker::new()).unwrap();
+        for start in (0..BIG).step_by(256 << 10) {
+            let range = start..start + (256 << 10);
+            assert!(read(&object, range.clone()).await.unwrap() == expect(range));
+            assert!(on_disk(dir.path()) <= MAX, "{} bytes on disk", on_disk(dir.path()));
+        }
+    }
+    assert!(store.used() <= MAX && on_disk(dir.path()) > MAX / 4);
+    // What is on disk is still right.
+    let maker = Maker::new();
+    let object = store.object(&key("c"), BIG, 65536, maker.clone()).unwrap();
+    assert!(read(&object, 0..BIG).await.unwrap() == expect(0..BIG));
+    assert!(maker.ranges().iter().map(|r| r.end - r.start).sum::<u64>() < BIG, "nothing was kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_being_sent_is_not_evicted() {
+    const MAX: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
+    assert!(object.warm(0..1 << 20).await.unwrap());
+    let mut spans = Spans::new();
+    assert!(object.peek(0..1 << 20, &mut spans));
+    let mut none = Spans::new();
+    let mut at = 1 << 20;
+    // Until the held blocks are victims, which are unready at once.
+    while object.peek(0..1 << 20, &mut none) {
+        none.clear();
+        read(&object, at..at + 65536).await.unwrap();
+        at = (at + 65536) % (16 << 20);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(bytes_of(&spans) == expect(0..1 << 20), "punched while it was held");
+    // They are fetched again and served, though not from the file.
+    assert!(read(&object, 0..1 << 20).await.unwrap() == expect(0..1 << 20));
+    let Span::File { lease, .. } = &spans[0] else { panic!() };
+    let file = lease.file.clone();
+    drop(spans);
+    wait_until("never punched", || {
+        let mut bytes = vec![1; 65536];
+        (0..16).any(|i| {
+            file.read_exact_at(&mut bytes, i * 65536).unwrap();
+            bytes.iter().all(|b| *b == 0)
+        })
+    })
+    .await;
+    assert!(read(&object, 0..1 << 20).await.unwrap() == expect(0..1 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_does_not_drive_out_what_is_used() {
+    const MAX: u64 = 8 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).unwrap();
+    assert!(boot.warm(0..2 << 20).await.unwrap());
+    let mut spans = Spans::new();
+    assert!(boot.peek(0..2 << 20, &mut spans));
+    drop(spans);
+    let scan = store.object(&key("scan"), 24 << 20, 65536, Maker::new()).unwrap();
+    for start in (0..24 << 20).step_by(65536) {
+        scan.warm(start..start + 65536).await.unwrap();
+    }
+    assert_eq!(boot.ready(), 2 << 20);
+    assert!(scan.ready() > 0);
+}
+
+#[tokio::test]
+async fn objects_that_are_not_open_go_first() {
+    const MAX: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    for name in ["old", "new"] {
+        let object = store.object(&key(name), 1 << 20, 65536, Maker::new()).unwrap();
+        assert!(object.warm(0..1 << 20).await.unwrap());
+        store.sync();
+    }
+    let maker = Maker::new();
+    let object = store.object(&key("live"), 2 << 20, 65536, maker.clone()).unwrap();
+    for start in (0..2 << 20).step_by(65536) {
+        // When the store is full they pass through until there is room.
+        while !object.warm(start..start + 65536).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    wait_until("nothing is evicted", || on_disk(dir.path()) < 7 * MAX / 8 + 65536).await;
+    assert_eq!(object.ready(), 2 << 20, "the open one was evicted from");
+    let maker = Maker::new();
+    let object = store.object(&key("new"), 1 << 20, 65536, maker.clone()).unwrap();
+    read(&object, 0..1 << 20).await.unwrap();
+    assert_eq!(maker.ranges(), vec![], "the newer one was evicted from before the older one was gone");
+}
+
+#[tokio::test]
+async fn a_second_process_reads_but_does_not_write_until_it_owns_the_store() {
+    let first = case(Maker::new());
+    assert!(first.object.warm(0..50 * BLOCK).await.unwrap());
+    first.store.sync();
+    // Locks are per open file, so a second store in this process is as one in another.
+    let store = Store::open(first.dir.path(), 1 << 30).unwrap();
+    assert!(first.store.is_owner() && !store.is_owner());
+    let maker = Maker::new();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    for _ in 0..2 {
+        assert!(read(&object, 0..60 * BLOCK).await.unwrap() == expect(0..60 * BLOCK));
+    }
+    assert_eq!(
+        maker.ranges(),
+        vec![50 * BLOCK..60 * BLOCK; 2],
+        "what the owner has is read, the rest passed through"
+    );
+    let mut spans = Spans::new();
+    assert!(!object.peek(0..1, &mut spans));
+    drop((first.store, first.object));
+    wait_until("the lock is not taken over", || store.is_owner()).await;
+    assert!(object.warm(0..SIZE).await.unwrap());
+    assert!(object.peek(0..SIZE, &mut spans));
+}
+
+#[tokio::test]
+async fn without_a_validator_nothing_outlives_the_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let mut key = key("a");
+    key.identity.validator.clear();
+    for _ in 0..2 {
+        let maker = Maker::new();
+        let first = store.object(&key, SIZE, BLOCK as u32, maker.clone()).unwrap();
+        let second = store.object(&key, SIZE, BLOCK as u32, maker.clone()).unwrap();
+        assert!(first.warm(0..SIZE).await.unwrap() && second.warm(0..SIZE).await.unwrap());
+        assert!(maker.counts().values().all(|n| *n == 2), "two opens may be two versions");
+        assert!(read(&first, 0..SIZE).await.unwrap() == expect(0..SIZE));
+        store.sync();
+        drop((first, second));
+        assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);
+        assert_eq!(store.used(), 0);
+    }
+}
