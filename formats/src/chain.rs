@@ -64,7 +64,7 @@ impl Chain {
     /// A chain of `layers`, top first. Refuses none and more than [`crate::limits::CHAIN_DEPTH`].
     pub fn new(layers: Vec<Arc<dyn Layer>>) -> Result<Self> {
         if layers.is_empty() || layers.len() > crate::limits::CHAIN_DEPTH {
-            return Err(FormatError::Unrecognised);
+            return Err(FormatError::ChainDepth { depth: layers.len(), limit: crate::limits::CHAIN_DEPTH });
         }
         Ok(Chain { layers })
     }
@@ -97,13 +97,14 @@ impl Chain {
                     None => return Ok(Resolved::Table { layer: index, table }),
                 },
             };
-            let run = run.ok_or(FormatError::Unrecognised)?;
+            let run = run.ok_or(FormatError::Outside { at })?;
             max = run.len;
             let kind = match run.mapping {
                 Mapping::Parent => continue,
                 Mapping::Data { file, at } => Kind::Data { file, at },
                 Mapping::Zero => Kind::Zero,
                 Mapping::Compressed(unit) => Kind::Compressed(unit),
+                Mapping::Damaged(damage) => return Err(FormatError::Damaged { at, damage }),
             };
             return Ok(Resolved::Extent(Extent { start: at, len: max, layer: index, kind }));
         }

@@ -6,5 +6,24 @@ pub const ROOT_BYTES: u32 = 32 << 20;
 /// Most bytes of one leaf table slice.
 pub const LEAF_BYTES: u32 = 64 << 10;
 
+/// Most bytes that are read in all to open one layer.
+pub const OPEN_BYTES: u64 = 48 << 20;
+
+/// Most [`Ask`](crate::Ask)s to open one layer.
+pub const OPEN_ASKS: u32 = 4096;
+
+/// Most bytes that one compressed unit decodes to.
+pub const UNIT_BYTES: u32 = 16 << 20;
+
 /// Most layers in a chain.
 pub const CHAIN_DEPTH: usize = 64;
+
+/// Most extents of a vmdk.
+pub const EXTENTS: usize = 1024;
+
+/// Most bytes of a vmdk descriptor.
+pub const DESCRIPTOR_BYTES: u64 = 1 << 20;
+
+/// Most entries of a root table that one [`Layer::locate`](crate::Layer::locate) looks at to merge neighbours that
+/// hold nothing.
+pub const MERGED_ENTRIES: u64 = 256;

@@ -5,7 +5,9 @@
 //! further. Openers need few steps, so running again costs less than keeping state, and there is no state to get
 //! wrong.
 
-use crate::{FileIndex, FormatError, Layer, Result};
+use crate::known::{Known, Stop, View};
+use crate::{FileIndex, FormatError, Layer, Result, probe};
+use std::fmt;
 use std::sync::Arc;
 
 /// An image format.
@@ -24,6 +26,35 @@ pub enum Format {
     Vhdx,
 }
 
+impl Format {
+    /// The format's name in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+            Format::Vhd => "vhd",
+            Format::Vmdk => "vmdk",
+            Format::Vhdx => "vhdx",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = FormatError;
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Format::Raw, Format::Qcow2, Format::Vhd, Format::Vmdk, Format::Vhdx];
+        all.into_iter().find(|format| format.name() == name).ok_or(FormatError::UnknownName)
+    }
+}
+
 /// Why an image needs another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -38,8 +69,11 @@ pub enum Role {
 /// How the caller wants an image read.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Read as this format; `None` probes.
+    /// Read as this format; `None` probes. Probing an image that a guest can write as raw lets the guest choose the
+    /// format: give the format wherever it is known.
     pub format: Option<Format>,
+    /// Read this internal snapshot instead of the active disk, by its name or its id (qcow2).
+    pub snapshot: Option<String>,
 }
 
 /// What the parser needs next.
@@ -111,23 +145,43 @@ pub enum Progress {
 /// An image being opened. Poll, do what is asked, supply, poll again.
 #[derive(Debug)]
 pub struct Opening {
-    _private: (),
+    known: Known,
+    options: Options,
+    pending: Option<Ask>,
 }
 
 impl Opening {
     /// Begins with file 0, which is `file_len` bytes long.
-    pub fn new(_file_len: u64, _options: Options) -> Self {
-        Opening { _private: () }
+    pub fn new(file_len: u64, options: Options) -> Self {
+        Opening { known: Known::new(file_len), options, pending: None }
     }
 
     /// Runs as far as what is known allows. An error is final.
     pub fn poll(&mut self) -> Result<Progress> {
-        Err(FormatError::Unrecognised)
+        match probe::open(View::new(&self.known), &self.options) {
+            Ok(opened) => Ok(Progress::Done(opened)),
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Need(ask)) => {
+                self.known.count(&ask)?;
+                self.pending = Some(ask.clone());
+                Ok(Progress::Need(ask))
+            }
+        }
     }
 
-    /// Answers the last [`Ask::Bytes`]. Shorter than asked only where the file ends.
-    pub fn supply_bytes(&mut self, _bytes: Vec<u8>) {}
+    /// Answers the last [`Ask::Bytes`]. Shorter than asked only where the file ends. Does nothing if something else
+    /// was asked.
+    pub fn supply_bytes(&mut self, bytes: Vec<u8>) {
+        if let Some(Ask::Bytes { file, at, len }) = self.pending.take() {
+            self.known.add_bytes(file, at, len, bytes);
+        }
+    }
 
-    /// Answers the last [`Ask::File`]: the file is open and `len` bytes long.
-    pub fn supply_file(&mut self, _len: u64) {}
+    /// Answers the last [`Ask::File`]: the file is open and `len` bytes long. Does nothing if something else was
+    /// asked.
+    pub fn supply_file(&mut self, len: u64) {
+        if let Some(Ask::File { name, role, .. }) = self.pending.take() {
+            self.known.add_file(name, role, len);
+        }
+    }
 }

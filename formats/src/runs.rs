@@ -14,6 +14,48 @@ pub enum Codec {
     Zlib,
     /// A Zstandard frame (qcow2, compression type 1).
     Zstd,
+    /// A vmdk grain with its marker in front: the grain's sector number (8 bytes), the length of the data (4 bytes),
+    /// then a zlib stream. How long the data is stands only there, so [`Unit::len`] is an upper bound.
+    Grain {
+        /// The low 32 bits of the sector number that the marker must carry.
+        lba: u32,
+    },
+}
+
+/// What is wrong with a stretch of the disk that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    /// A root table's entry has bits set that must be 0.
+    #[error("the root table's entry has reserved bits set")]
+    RootReserved,
+    /// A root table's entry does not point at a multiple of the allocation unit.
+    #[error("the leaf table is not aligned to the allocation unit")]
+    TableUnaligned,
+    /// A leaf table lies past the end of its file.
+    #[error("the leaf table lies past the end of the file")]
+    TablePastEnd,
+    /// A leaf table's entry does not point at a multiple of the allocation unit.
+    #[error("the data is not aligned to the allocation unit")]
+    Unaligned,
+    /// Stored data lies past the end of its file: the file was cut, or the entry is wrong.
+    #[error("the stored data lies past the end of the file")]
+    PastEnd,
+    /// An entry points at the image's own metadata.
+    #[error("the entry points at the image's own metadata")]
+    Metadata,
+    /// An entry's bits contradict each other.
+    #[error("the table's entry contradicts itself")]
+    Contradiction,
+    /// An entry has a state that the format does not define.
+    #[error("the table's entry has an undefined state")]
+    State,
+    /// A compressed entry where the image cannot have one.
+    #[error("the entry is compressed in an image that has no compressed data")]
+    Compressed,
+    /// A vmdk extent that is declared not accessible.
+    #[error("the extent is declared not accessible")]
+    NoAccess,
 }
 
 /// A piece of the disk that is stored compressed and can only be decoded as a whole.
@@ -49,6 +91,8 @@ pub enum Mapping {
     Parent,
     /// Inside a compressed unit, at `start - unit.guest` of its decoded bytes.
     Compressed(Unit),
+    /// Not readable; the rest of the disk is.
+    Damaged(Damage),
 }
 
 /// A stretch `start..start + len` of the virtual disk with one mapping. `len` is never 0.

@@ -1,0 +1,152 @@
+//! Decoding of compressed units, with the output capped by what the unit says it holds.
+
+use crate::{Codec, FormatError, Result, Unit, limits};
+use flate2::{Decompress, FlushDecompress, Status};
+use std::cell::RefCell;
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+/// Largest zstd window that is accepted, as a power of two: twice the largest qcow2 cluster. A frame that asks for
+/// more could make the decoder allocate more than the unit itself.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
+/// Bytes of a vmdk grain marker in front of the data.
+const MARKER_BYTES: usize = 12;
+
+thread_local! {
+    static INFLATER: RefCell<Inflater> = RefCell::new(Inflater::new());
+}
+
+/// Decodes `unit`, of which `stored` are the stored bytes, with decoder state that is kept for each thread. See
+/// [`Inflater::decode`].
+pub fn unit(unit: &Unit, stored: &[u8]) -> Result<Vec<u8>> {
+    INFLATER.with_borrow_mut(|inflater| inflater.decode(unit.codec, stored, unit.decoded))
+}
+
+/// Decoder state that is kept between units: making it anew costs more than inflating a small cluster. One per
+/// thread.
+pub struct Inflater {
+    deflate: Decompress,
+    zlib: Decompress,
+    zstd: Option<Decoder<'static>>,
+}
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl Inflater {
+    /// Fresh state.
+    pub fn new() -> Self {
+        Inflater { deflate: Decompress::new(false), zlib: Decompress::new(true), zstd: None }
+    }
+
+    /// Decodes the unit that is stored as `stored` into exactly `decoded` bytes.
+    ///
+    /// `stored` are the [`Unit::len`](crate::Unit::len) bytes at [`Unit::at`](crate::Unit::at), fewer where the file
+    /// ends sooner; `decoded` is [`Unit::decoded`](crate::Unit::decoded). What follows the compressed stream is
+    /// ignored, and so is what the stream holds past `decoded` bytes. A stream that ends sooner is an error.
+    pub fn decode(&mut self, codec: Codec, stored: &[u8], decoded: u32) -> Result<Vec<u8>> {
+        if decoded > limits::UNIT_BYTES {
+            let (what, value, limit) =
+                ("a compressed unit", u64::from(decoded), u64::from(limits::UNIT_BYTES));
+            return Err(FormatError::TooLarge { what, value, limit });
+        }
+        let mut clear = vec![0; usize::try_from(decoded).unwrap_or_default()];
+        self.decode_into(codec, stored, &mut clear)?;
+        Ok(clear)
+    }
+
+    /// Like [`decode`](Self::decode), into memory that the caller has: all of `clear` is filled, or an error is
+    /// returned and its content is undefined.
+    pub fn decode_into(&mut self, codec: Codec, stored: &[u8], clear: &mut [u8]) -> Result<()> {
+        match codec {
+            Codec::Deflate => {
+                self.deflate.reset(false);
+                inflate(&mut self.deflate, stored, clear).map(|_| ())
+            }
+            Codec::Zlib => self.zlib(stored, clear),
+            Codec::Grain { lba } => self.zlib(grain(stored, lba)?, clear),
+            Codec::Zstd => self.zstd(stored, clear),
+        }
+    }
+
+    fn zlib(&mut self, stored: &[u8], clear: &mut [u8]) -> Result<()> {
+        self.zlib.reset(true);
+        let (rest, ended) = inflate(&mut self.zlib, stored, clear)?;
+        if ended {
+            return Ok(());
+        }
+        // The output is complete, but the checksum behind it has not been looked at. Give the decoder room for one
+        // byte more: a stream of exactly this length ends, and is verified, before it needs it.
+        match self.zlib.decompress(rest, &mut [0], FlushDecompress::Finish) {
+            Err(_) => Err(FormatError::Compressed { rule: "the zlib checksum does not match" }),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn zstd(&mut self, stored: &[u8], clear: &mut [u8]) -> Result<()> {
+        let decoder = match &mut self.zstd {
+            Some(decoder) => decoder,
+            none => none.insert(
+                new_zstd().map_err(|_| FormatError::Compressed { rule: "zstd could not be started" })?,
+            ),
+        };
+        decoder.reinit().map_err(|_| FormatError::Compressed { rule: "zstd could not be reset" })?;
+        let broken =
+            FormatError::Compressed { rule: "the zstd frame is damaged or needs too large a window" };
+        let mut input = InBuffer::around(stored);
+        let size = clear.len();
+        let mut output = OutBuffer::around(clear);
+        while output.pos() < size {
+            let before = (input.pos(), output.pos());
+            decoder.run(&mut input, &mut output).map_err(|_| broken)?;
+            if (input.pos(), output.pos()) == before {
+                return Err(FormatError::Compressed { rule: "the zstd data ends too soon" });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn new_zstd() -> std::io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))?;
+    Ok(decoder)
+}
+
+/// Fills `clear` from `stored`; returns the input that was not used, and whether the stream has ended.
+fn inflate<'a>(stream: &mut Decompress, stored: &'a [u8], clear: &mut [u8]) -> Result<(&'a [u8], bool)> {
+    let status = stream
+        .decompress(stored, clear, FlushDecompress::Finish)
+        .map_err(|_| FormatError::Compressed { rule: "the deflate stream is damaged" })?;
+    let used = usize::try_from(stream.total_in()).unwrap_or(usize::MAX);
+    if usize::try_from(stream.total_out()).ok() != Some(clear.len()) {
+        return Err(FormatError::Compressed { rule: "the deflate stream ends too soon" });
+    }
+    Ok((stored.get(used..).unwrap_or_default(), status == Status::StreamEnd))
+}
+
+/// The data behind a grain marker (VMware Virtual Disk Format 1.1, "Compressed grains").
+fn grain(stored: &[u8], lba: u32) -> Result<&[u8]> {
+    let Some((marker, data)) = stored.split_first_chunk::<MARKER_BYTES>() else {
+        return Err(FormatError::Compressed { rule: "the file ends inside the grain's marker" });
+    };
+    let [l0, l1, l2, l3, _, _, _, _, s0, s1, s2, s3] = *marker;
+    if u32::from_le_bytes([l0, l1, l2, l3]) != lba {
+        return Err(FormatError::Compressed { rule: "the grain's marker names another sector" });
+    }
+    let size = usize::try_from(u32::from_le_bytes([s0, s1, s2, s3])).unwrap_or(usize::MAX);
+    if size == 0 {
+        return Err(FormatError::Compressed { rule: "the grain's marker says that it is empty" });
+    }
+    data.get(..size)
+        .ok_or(FormatError::Compressed { rule: "the grain's marker says more bytes than there are" })
+}

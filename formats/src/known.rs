@@ -1,0 +1,214 @@
+//! What an opener knows of an image so far, and how it stops where something is missing.
+
+use crate::fields::{index, length};
+use crate::{Ask, FileIndex, FormatError, Role, limits};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Why an opener did not finish.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It needs this first.
+    Need(Ask),
+    /// It never will.
+    Failed(FormatError),
+}
+
+impl From<FormatError> for Stop {
+    fn from(error: FormatError) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// The result of an opener, or a part of one.
+pub(crate) type Step<T> = std::result::Result<T, Stop>;
+
+/// A root table, kept in the byte order of the file and shared with what was read: an image with a table of the
+/// largest size costs its memory once.
+#[derive(Clone, Default)]
+pub(crate) struct Table {
+    piece: Arc<Vec<u8>>,
+    skip: usize,
+    len: usize,
+}
+
+impl Table {
+    /// The table's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.skip.checked_add(self.len).and_then(|end| self.piece.get(self.skip..end)).unwrap_or_default()
+    }
+
+    /// Entry `at` of a table of `N`-byte entries.
+    pub(crate) fn entry<const N: usize>(&self, at: u64) -> Option<[u8; N]> {
+        self.bytes().as_chunks::<N>().0.get(index(at)).copied()
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Table({} bytes)", self.len)
+    }
+}
+
+#[derive(Debug)]
+struct File {
+    name: String,
+    role: Option<Role>,
+    len: u64,
+}
+
+/// Files and byte ranges that the caller has supplied.
+#[derive(Debug)]
+pub(crate) struct Known {
+    files: Vec<File>,
+    pieces: BTreeMap<(FileIndex, u64), Arc<Vec<u8>>>,
+    total: u64,
+    asks: u32,
+}
+
+impl Known {
+    /// File 0 is `len` bytes long; nothing of it has been read.
+    pub(crate) fn new(len: u64) -> Self {
+        let files = vec![File { name: String::new(), role: None, len }];
+        Known { files, pieces: BTreeMap::new(), total: 0, asks: 0 }
+    }
+
+    /// Counts a need that goes out to the caller; refuses when an image has too many of them.
+    pub(crate) fn count(&mut self, ask: &Ask) -> Result<(), FormatError> {
+        self.asks = self.asks.saturating_add(1);
+        if let Ask::Bytes { len, .. } = ask {
+            self.total = self.total.saturating_add(u64::from(*len));
+        }
+        if self.asks > limits::OPEN_ASKS {
+            return Err(too_many_asks());
+        }
+        if self.total > limits::OPEN_BYTES {
+            let (what, limit) = ("the metadata that has to be read to open the image", limits::OPEN_BYTES);
+            return Err(FormatError::TooLarge { what, value: self.total, limit });
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to a need for `asked` bytes. A shorter one means that the file is not as long as was said.
+    pub(crate) fn add_bytes(&mut self, file: FileIndex, at: u64, asked: u32, bytes: Vec<u8>) {
+        let len = length(bytes.len());
+        if len < u64::from(asked)
+            && let Some(file) = self.files.get_mut(usize::from(file.0))
+        {
+            file.len = file.len.min(at.saturating_add(len));
+        }
+        self.pieces.insert((file, at), Arc::new(bytes));
+    }
+
+    /// Takes the answer to a need for a file.
+    pub(crate) fn add_file(&mut self, name: String, role: Role, len: u64) {
+        self.files.push(File { name, role: Some(role), len });
+    }
+
+    /// The piece that holds `at..at + len`, and where in it that begins. `len` is not 0.
+    fn find(&self, file: FileIndex, at: u64, len: u64) -> Step<(&Arc<Vec<u8>>, usize)> {
+        for (&(_, start), piece) in self.pieces.range((file, 0)..=(file, at)).rev() {
+            let skip = at.saturating_sub(start);
+            if skip.saturating_add(len) <= length(piece.len()) {
+                return Ok((piece, index(skip)));
+            }
+        }
+        let len = u32::try_from(len).map_err(|_| too_many_asks())?;
+        Err(Stop::Need(Ask::Bytes { file, at, len }))
+    }
+}
+
+/// The window on [`Known`] through which an opener looks: file 0 may be a part of the file that the caller has, such
+/// as a member of an archive. Offsets of file 0 count from the beginning of that part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    known: &'a Known,
+    base: u64,
+    len: u64,
+}
+
+impl<'a> View<'a> {
+    /// All of file 0.
+    pub(crate) fn new(known: &'a Known) -> Self {
+        View { known, base: 0, len: known.files.first().map_or(0, |file| file.len) }
+    }
+
+    /// Length of a file in bytes.
+    pub(crate) fn len(self, file: FileIndex) -> u64 {
+        match file {
+            FileIndex(0) => self.len,
+            other => self.known.files.get(usize::from(other.0)).map_or(0, |file| file.len),
+        }
+    }
+
+    /// Bytes `at..at + len` of `file`, as many of them as the file has.
+    pub(crate) fn upto(self, file: FileIndex, at: u64, len: u64) -> Step<&'a [u8]> {
+        let len = len.min(self.len(file).saturating_sub(at));
+        if len == 0 {
+            return Ok(&[]);
+        }
+        let (piece, skip) = self.find(file, at, len)?;
+        Ok(skip.checked_add(index(len)).and_then(|end| piece.get(skip..end)).unwrap_or_default())
+    }
+
+    /// Bytes `at..at + len` of `file`, which hold the structure called `what`; an error if the file ends inside.
+    pub(crate) fn exact(self, file: FileIndex, at: u64, len: u64, what: &'static str) -> Step<&'a [u8]> {
+        self.inside(file, at, len, what)?;
+        self.upto(file, at, len)
+    }
+
+    /// Like [`exact`](Self::exact), for a table that is kept.
+    pub(crate) fn table(self, file: FileIndex, at: u64, len: u64, what: &'static str) -> Step<Table> {
+        self.inside(file, at, len, what)?;
+        if len == 0 {
+            return Ok(Table::default());
+        }
+        let (piece, skip) = self.find(file, at, len)?;
+        Ok(Table { piece: Arc::clone(piece), skip, len: index(len) })
+    }
+
+    /// Checks that `at..at + len` lies inside `file` and is not larger than any one structure may be.
+    pub(crate) fn inside(
+        self,
+        file: FileIndex,
+        at: u64,
+        len: u64,
+        what: &'static str,
+    ) -> Result<(), FormatError> {
+        let limit = u64::from(limits::ROOT_BYTES);
+        if len > limit {
+            return Err(FormatError::TooLarge { what, value: len, limit });
+        }
+        let file_len = self.len(file);
+        match at.checked_add(len) {
+            Some(end) if end <= file_len => Ok(()),
+            _ => Err(FormatError::Truncated { what, at, len, file_len }),
+        }
+    }
+
+    /// The file that the image calls `name`.
+    pub(crate) fn file(self, name: &str, role: Role) -> Step<FileIndex> {
+        let files = &self.known.files;
+        let known = files.iter().position(|file| file.role == Some(role) && file.name == name);
+        let index =
+            u16::try_from(known.unwrap_or(files.len())).map(FileIndex).map_err(|_| too_many_asks())?;
+        match known {
+            Some(_) => Ok(index),
+            None => Err(Stop::Need(Ask::File { name: name.to_owned(), role, index })),
+        }
+    }
+
+    /// [`Known::find`] at this window's place.
+    fn find(self, file: FileIndex, at: u64, len: u64) -> Step<(&'a Arc<Vec<u8>>, usize)> {
+        let base = if file == FileIndex(0) { self.base } else { 0 };
+        self.known.find(file, at.saturating_add(base), len)
+    }
+}
+
+/// What an image is told that keeps asking.
+fn too_many_asks() -> FormatError {
+    FormatError::Refused {
+        what: "the image",
+        rule: "opening it takes more reads or files than any sound image needs",
+    }
+}
