@@ -44,6 +44,13 @@ impl Table {
     }
 }
 
+impl From<Vec<u8>> for Table {
+    fn from(bytes: Vec<u8>) -> Self {
+        let len = bytes.len();
+        Table { piece: Arc::new(bytes), skip: 0, len }
+    }
+}
+
 impl std::fmt::Debug for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Table({} bytes)", self.len)

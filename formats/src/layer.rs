@@ -34,6 +34,9 @@ pub struct Info {
     pub cluster_size: Option<u64>,
     /// Whether the layer may hold compressed data.
     pub compressed: bool,
+    /// Whether the layer has no allocation of its own, so that a hole in a file is a hole of the disk: raw, fixed
+    /// vhd, flat vmdk, and qcow2 whose data file is raw.
+    pub follows_file: bool,
     /// Words for what is special about the image, for people: `zstd`, `dirty`, `extended-l2`, `streamOptimized`…
     pub features: Vec<String>,
     /// Sentences about damage that does not keep the image from being read.

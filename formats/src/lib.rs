@@ -1,4 +1,4 @@
-//! Parsers for virtual disk images: raw, qcow2, vhd, vmdk. No I/O, no async, no `unsafe`.
+//! Parsers for virtual disk images: raw, qcow2, vhd, vhdx, vmdk. No I/O, no async, no `unsafe`.
 //!
 //! # The two-level model
 //!
@@ -45,6 +45,7 @@ mod qcow2;
 mod raw;
 mod runs;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 pub use chain::{Chain, Extent, Kind, Resolved, TableCache};

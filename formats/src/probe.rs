@@ -5,7 +5,7 @@
 //! an error that names both.
 
 use crate::known::{Step, Stop, View};
-use crate::{FileIndex, Format, FormatError, Opened, Options, qcow2, raw, vhd, vmdk};
+use crate::{FileIndex, Format, FormatError, Opened, Options, qcow2, raw, vhd, vhdx, vmdk};
 
 /// The file that is opened.
 pub(crate) const IMAGE: FileIndex = FileIndex(0);
@@ -24,7 +24,7 @@ pub(crate) fn open(view: View<'_>, options: &Options) -> Step<Opened> {
         Format::Qcow2 => qcow2::open(view, options),
         Format::Vhd => vhd::open(view),
         Format::Vmdk => vmdk::open(view),
-        format => Err(FormatError::Signature { format }.into()),
+        Format::Vhdx => vhdx::open(view),
     }
 }
 
@@ -85,9 +85,8 @@ fn at_head(head: &[u8]) -> Option<Found> {
     if vmdk::is_vmdk(head) {
         return Some(Found::Known(Format::Vmdk));
     }
-    let known: [(usize, &[u8], Format); 1] = [(0, b"vhdxfile", Format::Vhdx)];
-    if let Some((.., format)) = known.iter().find(|(at, magic, _)| is(*at, magic)) {
-        return Some(Found::Known(*format));
+    if is(0, b"vhdxfile") {
+        return Some(Found::Known(Format::Vhdx));
     }
     let foreign: [(usize, &[u8], &str, &str); 17] = [
         (0, b"QED\0", "a QED image", CONVERT),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// Opens any file.
 pub(crate) fn open(view: View<'_>) -> Opened {
-    let layer = Arc::new(Raw { size: view.len(IMAGE), info: Info::default() });
+    let layer = Arc::new(Raw { size: view.len(IMAGE), info: Info { follows_file: true, ..Info::default() } });
     Opened { layer, parent: None, content_id: None }
 }
 

@@ -133,7 +133,7 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
 }
 
 fn info(footer: &Footer, kind: Kind) -> Info {
-    let mut info = Info::default();
+    let mut info = Info { follows_file: kind == Kind::Fixed, ..Info::default() };
     let kind = match kind {
         Kind::Fixed => "fixed",
         Kind::Dynamic => "dynamic",

@@ -63,7 +63,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Descriptor> {
     let bytes = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
     let text = decode(bytes)?;
     let mut descriptor = Descriptor::default();
-    let (mut parent_cid, mut hint) = (None, None);
+    let (mut parent_cid, mut hint, mut orphan) = (None, None, false);
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Some(extent) = extent(line) {
             if descriptor.extents.len() >= limits::EXTENTS {
@@ -77,17 +77,19 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Descriptor> {
         match key.trim().to_ascii_lowercase().as_str() {
             "cid" if descriptor.cid.is_none() => descriptor.cid = Some(cid(value)?),
             "parentcid" if parent_cid.is_none() => parent_cid = Some(cid(value)?),
+            // VirtualBox names the parent by an identifier alone, which only its own registry can turn into a file.
+            "ddb.uuid.parent" => orphan = value.bytes().any(|byte| byte != b'0' && byte != b'-'),
             "createtype" if descriptor.create_type.is_none() => {
                 descriptor.create_type = Some(value.to_owned());
             }
-            "parentfilenamehint" if hint.is_none() => hint = Some(name(value)?),
+            "parentfilenamehint" if hint.is_none() && !value.is_empty() => hint = Some(name(value)?),
             _ => {}
         }
     }
     descriptor.parent = match (parent_cid, hint) {
-        (None | Some(NO_PARENT), _) => None,
-        (Some(cid), Some(hint)) => Some((cid, hint)),
-        (Some(_), None) => {
+        (None | Some(NO_PARENT), _) if !orphan => None,
+        (Some(cid), Some(hint)) if cid != NO_PARENT => Some((cid, hint)),
+        _ => {
             let rule =
                 "the disk has a parent that no parentFileNameHint names, and without it would read as zeros";
             return Err(FormatError::Refused { what: "the vmdk's parent", rule });
@@ -156,7 +158,7 @@ fn cid(value: &str) -> Result<u32> {
     u32::from_str_radix(value, 16).map_err(|_| refused("a CID is not a hexadecimal number of 32 bits"))
 }
 
-/// A file name as it may stand in a message.
+/// A file name as it may stand in a message. Empty ones are written where the extent is the file itself.
 fn name(text: &str) -> Result<String> {
     if text.is_empty() || text.len() > NAME_BYTES || text.chars().any(char::is_control) {
         return Err(refused(

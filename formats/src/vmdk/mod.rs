@@ -36,7 +36,9 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
             true => esx::open_cowd(view, IMAGE)?,
             false => esx::open_sesparse(view, IMAGE)?,
         };
-        info.warnings.push(NO_DESCRIPTOR.to_owned());
+        let alone =
+            "the file is an extent without its descriptor: whether it is all of a disk nothing in it shows";
+        info.warnings.push(alone.to_owned());
         return single(sparse, None, info);
     }
     if !descriptor::is_descriptor(head) {
@@ -50,10 +52,6 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
     let descriptor = descriptor::parse(view.upto(IMAGE, 0, len)?)?;
     described(view, &descriptor, info)
 }
-
-/// Said of an extent that is opened by itself.
-const NO_DESCRIPTOR: &str = "the file is an extent without its descriptor: it may be a part of a larger disk or of a \
-                             chain, which nothing in it shows";
 
 /// Opens a file with a hosted sparse header.
 fn open_hosted(view: View<'_>, mut info: Info) -> Step<Opened> {
@@ -79,13 +77,15 @@ fn open_hosted(view: View<'_>, mut info: Info) -> Step<Opened> {
             let rule = "it lists several extents, but the file is one of them";
             Err(FormatError::Refused { what: "the embedded vmdk descriptor", rule }.into())
         }
-        descriptor => {
-            if descriptor.is_none() {
-                info.warnings.push(NO_DESCRIPTOR.to_owned());
-            }
+        Some(descriptor) => {
             info.compressed = header.stored != Stored::Plain;
             let sparse = hosted::open(view, IMAGE, &header, &mut info.warnings)?;
-            single(sparse, descriptor.as_ref(), info)
+            single(sparse, Some(&descriptor), info)
+        }
+        None => {
+            let rule =
+                "it is an extent without a descriptor, which can be a part of a disk: open the descriptor";
+            Err(FormatError::Refused { what: "the vmdk file", rule }.into())
         }
     }
 }
@@ -126,7 +126,7 @@ fn body(view: View<'_>, line: &Line, declared: u64, last: bool, info: &mut Info)
     let sparse = match &line.kind {
         Kind::Zero => return Ok((Body::Zero, declared)),
         Kind::Flat { name, sector } => {
-            let file = view.file(name, Role::Extent)?;
+            let file = extent_file(view, name)?;
             let at = sector.checked_mul(SECTOR).unwrap_or(u64::MAX);
             let (what, file_len) = ("flat vmdk extent", view.len(file));
             if at.checked_add(declared).is_none_or(|end| end > file_len) {
@@ -135,13 +135,13 @@ fn body(view: View<'_>, line: &Line, declared: u64, last: bool, info: &mut Info)
             return Ok((Body::Flat { file, at }, declared));
         }
         Kind::Sparse { name } => {
-            let file = view.file(name, Role::Extent)?;
+            let file = extent_file(view, name)?;
             let header = hosted::Header::read(view, file)?;
             info.compressed |= header.stored != Stored::Plain;
             hosted::open(view, file, &header, &mut info.warnings)?
         }
-        Kind::Cowd { name } => esx::open_cowd(view, view.file(name, Role::Extent)?)?,
-        Kind::SeSparse { name } => esx::open_sesparse(view, view.file(name, Role::Extent)?)?,
+        Kind::Cowd { name } => esx::open_cowd(view, extent_file(view, name)?)?,
+        Kind::SeSparse { name } => esx::open_sesparse(view, extent_file(view, name)?)?,
     };
     if sparse.capacity < declared {
         let (what, rule) = ("the capacity of a sparse vmdk extent", "the descriptor says that it is larger");
@@ -151,11 +151,21 @@ fn body(view: View<'_>, line: &Line, declared: u64, last: bool, info: &mut Info)
     Ok((Body::Sparse(sparse), len))
 }
 
+/// The file of an extent.
+fn extent_file(view: View<'_>, name: &str) -> Step<FileIndex> {
+    if name.is_empty() {
+        let rule = "an extent that is in another file has no name";
+        return Err(FormatError::Refused { what: "the vmdk descriptor", rule }.into());
+    }
+    view.file(name, Role::Extent)
+}
+
 fn finish(extents: Vec<Extent>, descriptor: Option<&Descriptor>, mut info: Info) -> Step<Opened> {
     info.cluster_size = extents.iter().find_map(|extent| match &extent.body {
         Body::Sparse(sparse) => Some(sparse.grain),
         _ => None,
     });
+    info.follows_file = !extents.iter().any(|extent| matches!(extent.body, Body::Sparse(_)));
     info.features.extend(descriptor.and_then(|descriptor| descriptor.create_type.clone()));
     let parent = descriptor.and_then(|descriptor| descriptor.parent.as_ref()).map(parent);
     let cid = descriptor.and_then(|descriptor| descriptor.cid).map(id);
