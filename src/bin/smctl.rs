@@ -1,2 +1,7 @@
-//! smctl.
-fn main() {}
+//! `smctl`: the control plane.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    thinorigin::smctl::main()
+}

@@ -1,2 +1,7 @@
-//! thinorigin.
-fn main() {}
+//! `thinorigin`: the data plane.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    thinorigin::cli::main()
+}

@@ -1,0 +1,192 @@
+//! The command line of `thinorigin`.
+
+use crate::size::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Reads VM disk images in place, wherever they are, and serves them read-only by NBD.
+#[derive(Debug, Parser)]
+#[command(name = "thinorigin", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print one JSON document on stdout and nothing else
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more; repeat for more still (the variable THINORIGIN_LOG takes a filter as well)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve images by NBD
+    Serve(Serve),
+    /// Describe an image
+    Info(OneImage),
+    /// List what the virtual disk holds and which layer holds it, in the manner of `qemu-img map`
+    Map(OneImage),
+    /// Verify an image's structure: every table is readable and every extent lies inside its file
+    Check(OneImage),
+    /// Write guest bytes to stdout
+    Cat(Cat),
+    /// Bring an image into the cache
+    Warm(Warm),
+    /// Attach an image to this machine's kernel as a read-only NBD device, and print the device
+    Attach(Attach),
+    /// Detach an NBD device that `attach` made
+    Detach(Detach),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory
+    Man {
+        /// The directory; it must exist
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneImage {
+    /// /path, file://, http://, https://, s3://, nfs:// or smb:// location of the image
+    pub(crate) location: String,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+}
+
+/// How images are opened and where their blocks are kept.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Reading")]
+pub(crate) struct Reading {
+    /// Read the image as this format instead of looking at its content
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
+    /// Also open files that an image names if their location begins with PREFIX (may be repeated; without it only
+    /// files in the image's own directory on the same server are opened)
+    #[arg(long = "allow-reference", value_name = "PREFIX")]
+    pub(crate) allow_reference: Vec<String>,
+    #[command(flatten)]
+    pub(crate) cache: Cache,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cache")]
+pub(crate) struct Cache {
+    /// Directory of the block cache [default: /var/cache/thinorigin for root, $XDG_CACHE_HOME/thinorigin otherwise]
+    #[arg(long = "cache", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// How large the cache may grow
+    #[arg(long = "cache-size", value_name = "SIZE", default_value = "10G")]
+    pub(crate) size: Size,
+    /// Keep nothing on disk
+    #[arg(long, conflicts_with_all = ["dir"])]
+    pub(crate) no_cache: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    Raw,
+    Qcow2,
+    Vhd,
+    Vhdx,
+    Vmdk,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Listen on a unix socket [default: /run/thinorigin/nbd.sock, or the sockets systemd passes]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unix: Vec<PathBuf>,
+    /// Listen on a TCP address, which must be a loopback address: the protocol is not encrypted
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) tcp: Vec<String>,
+    /// Allow TCP addresses that others on the network can reach
+    #[arg(long)]
+    pub(crate) insecure_tcp: bool,
+    /// Listen for control requests (HTTP and JSON; `attach`, `detach` and smctl use it)
+    #[arg(long, value_name = "unix:PATH")]
+    pub(crate) admin: Option<String>,
+    /// Most connections at a time
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) max_connections: usize,
+    /// Open each image when it is first asked for instead of at start
+    #[arg(long)]
+    pub(crate) lazy: bool,
+    /// End when nothing is attached to the kernel any more
+    #[arg(long, requires = "admin")]
+    pub(crate) while_attached: bool,
+    /// What to export: LOCATION, or NAME=LOCATION; the first is also the default export
+    #[arg(value_name = "[NAME=]LOCATION")]
+    pub(crate) exports: Vec<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cat {
+    /// Location of the image
+    pub(crate) location: String,
+    /// First guest byte
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) offset: Size,
+    /// How many bytes [default: to the end of the disk]
+    #[arg(long, value_name = "N")]
+    pub(crate) length: Option<Size>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Warm {
+    /// Location of the image
+    pub(crate) location: String,
+    /// Only guest bytes A up to B, B excluded (may be repeated)
+    #[arg(long = "range", value_name = "A-B")]
+    pub(crate) ranges: Vec<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Location of the image
+    pub(crate) location: String,
+    /// The device to use [default: one that is free]
+    #[arg(long, value_name = "/dev/nbdN")]
+    pub(crate) device: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// The device
+    #[arg(value_name = "/dev/nbdN")]
+    pub(crate) device: PathBuf,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+}
+
+/// Which running server is asked.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Daemon {
+    /// Control socket of the server that serves the kernel; one is started where none runs
+    #[arg(long, value_name = "unix:PATH", default_value = crate::daemon::ADMIN)]
+    pub(crate) admin: String,
+}
+
+impl From<Format> for formats::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => formats::Format::Raw,
+            Format::Qcow2 => formats::Format::Qcow2,
+            Format::Vhd => formats::Format::Vhd,
+            Format::Vhdx => formats::Format::Vhdx,
+            Format::Vmdk => formats::Format::Vmdk,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `thinorigin attach` and `thinorigin detach`.
+
+use super::args::{Attach, Cache, Detach};
+use super::reading;
+use crate::daemon::{AttachRequest, Client, spawn};
+use crate::error::{Error, Result};
+use crate::output;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Makes an image a kernel device and prints the device.
+pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
+    let location = reading::parse(&args.location)?.absolute()?;
+    let index = args.device.as_deref().map(device_index).transpose()?;
+    let request = AttachRequest {
+        location: location.secret_form(),
+        key: format!("cli:{}", uuid::Uuid::new_v4()),
+        format: args.reading.format.map(|format| formats::Format::from(format).to_string()),
+        allow_reference: args.reading.allow_reference,
+        pin: None,
+        index,
+    };
+    let attached = spawn::attach(&args.daemon.admin, &args.reading.cache.to_args(), &request).await?;
+    match json {
+        true => output::json(&attached),
+        false => output::line(&attached.device),
+    }
+}
+
+/// Detaches a device that `attach` made.
+pub(super) async fn detach(args: &Detach) -> Result<()> {
+    let device = args.device.display();
+    let index = device_index(&args.device)?;
+    let client = Client::new(&args.daemon.admin)?;
+    let attached = if client.is_running().await { client.attached().await? } else { Vec::new() };
+    match attached.into_iter().find(|attached| attached.index == index) {
+        Some(attached) => client.detach(&attached.key).await.map(|_| ()),
+        None => {
+            Err(Error::refused(format!("{device}: no running server has attached anything to this device")))
+        }
+    }
+}
+
+/// The number in `/dev/nbdN`.
+fn device_index(device: &Path) -> Result<u32> {
+    let number = device.to_str().and_then(|device| device.strip_prefix("/dev/nbd"));
+    number
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| Error::usage(format!("{}: not an nbd device: use /dev/nbdN", device.display())))
+}
+
+impl Cache {
+    /// The options again as arguments, for a server that is started.
+    pub(crate) fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["--cache-size".into(), self.size.0.to_string().into()];
+        if self.no_cache {
+            args.push("--no-cache".into());
+        }
+        if let Some(dir) = &self.dir {
+            let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+            args.extend(["--cache".into(), dir.into()]);
+        }
+        args
+    }
+}

@@ -1,0 +1,58 @@
+//! The commands of `thinorigin`.
+
+pub(crate) mod args;
+mod attach;
+mod check;
+mod info;
+mod map;
+mod read;
+mod reading;
+mod serve;
+
+use crate::error::{Error, Result};
+use crate::output;
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// Parses the command line and runs it. Exit codes: 0 done, 1 failed, 2 usage, 3 refused.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    crate::telemetry::start(cli.verbose, matches!(cli.command, Command::Serve(_)));
+    output::exit("thinorigin", run(cli))
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let json = cli.json;
+    match cli.command {
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "thinorigin", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => output::manual(Cli::command(), &dir),
+        command => runtime()?.block_on(run_async(command, json)),
+    }
+}
+
+async fn run_async(command: Command, json: bool) -> Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Info(args) => info::run(args, json).await,
+        Command::Map(args) => map::run(args, json).await,
+        Command::Check(args) => check::run(args, json).await,
+        Command::Cat(args) => read::cat(args).await,
+        Command::Warm(args) => read::warm(args, json).await,
+        Command::Attach(args) => attach::attach(args, json).await,
+        Command::Detach(args) => attach::detach(&args).await,
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
+    }
+}
+
+/// The runtime that both binaries use.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed(format!("cannot start the runtime: {error}")))
+}

@@ -1,0 +1,54 @@
+//! From options to opened images.
+
+use super::args::{Cache, Reading};
+use crate::error::{Error, Result};
+use crate::image::{Gate, Image, OpenOptions};
+use backends::Location;
+use backends::cache::Store;
+use std::path::PathBuf;
+
+impl Reading {
+    /// The options as images are opened with. Makes the cache directory.
+    pub(crate) fn options(&self) -> Result<OpenOptions> {
+        Ok(OpenOptions {
+            format: self.format.map(Into::into),
+            gate: Gate { allow: self.allow_reference.clone() },
+            store: self.cache.open()?,
+            sources: backends::Options::default(),
+        })
+    }
+
+    /// Opens the image at `location`.
+    pub(crate) async fn open(&self, location: &str) -> Result<Image> {
+        Image::open(&parse(location)?, &self.options()?).await
+    }
+}
+
+impl Cache {
+    fn open(&self) -> Result<Option<Store>> {
+        if self.no_cache {
+            return Ok(None);
+        }
+        let dir = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => default_dir()?,
+        };
+        Ok(Some(Store::open(&dir, self.size.0)?))
+    }
+}
+
+/// Parses a location given on the command line.
+pub(crate) fn parse(location: &str) -> Result<Location> {
+    location.parse().map_err(|error: backends::Error| Error::usage(error.message))
+}
+
+fn default_dir() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/cache/thinorigin"));
+    }
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_CACHE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("thinorigin"))
+        .ok_or_else(|| Error::usage("neither XDG_CACHE_HOME nor HOME is set: say --cache DIR or --no-cache"))
+}

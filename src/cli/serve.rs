@@ -1,0 +1,236 @@
+//! `thinorigin serve`.
+
+use super::args::Serve;
+use super::reading;
+use crate::daemon::admin::{self, Control};
+use crate::daemon::{Attachments, Entry, Registry, admin_path};
+use crate::error::{Error, Result};
+use crate::image::OpenOptions;
+use nbd::{Limits, Listener, Server};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Where clients find the server unless told otherwise.
+const SOCKET: &str = "/run/thinorigin/nbd.sock";
+
+/// Serves until SIGTERM or SIGINT, then answers what is under way and ends.
+pub(super) async fn run(args: Serve) -> Result<()> {
+    let options = args.reading.options()?;
+    let registry = Arc::new(Registry::new(entries(&args.exports, &options)?)?);
+    let sockets = Sockets::bind(&args).await?;
+    if !args.lazy {
+        registry.open_all().await?;
+    }
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let limits = Limits { max_connections: args.max_connections, ..Limits::default() };
+    let server = Server::new(registry.clone(), limits);
+    let mut listening = Vec::new();
+    for (listener, name) in sockets.nbd {
+        listening.push(name);
+        let (server, stop) = (server.clone(), stop.clone());
+        tasks.spawn(async move {
+            server
+                .serve(listener, stop)
+                .await
+                .map_err(|error| Error::failed(format!("cannot accept: {error}")))
+        });
+    }
+    if let Some((listener, path)) = sockets.admin {
+        let directory = path.parent().unwrap_or(Path::new("/")).join("attached");
+        let attachments = Attachments::open(directory, options)?;
+        attachments.adopt().await;
+        if args.while_attached {
+            end_when_unused(attachments.clone(), stop.clone());
+        }
+        listening.push(format!("control unix:{}", path.display()));
+        let control = Control { registry: registry.clone(), attachments: attachments.clone() };
+        let until = stop.clone();
+        tasks.spawn(async move {
+            let served = admin::serve(listener, control, until).await;
+            attachments.drain().await;
+            served
+        });
+    }
+    // A service manager that is not there to be told is no error.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    eprintln!("ready: {}", listening.join(", "));
+    let failure = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        signalled = end_signal() => signalled,
+        ended = tasks.join_next() => ended.map_or(Ok(()), flatten),
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    let mut outcome = failure;
+    while let Some(ended) = tasks.join_next().await {
+        outcome = outcome.and(flatten(ended));
+    }
+    for path in sockets.remove {
+        // A path that somebody else removed already is as good as removed.
+        let _ = std::fs::remove_file(path);
+    }
+    outcome
+}
+
+fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    ended.unwrap_or_else(|error| Err(Error::failed(format!("a serving task ended before its time: {error}"))))
+}
+
+async fn end_signal() -> Result<()> {
+    let handler =
+        |kind| signal(kind).map_err(|error| Error::failed(format!("cannot handle signals: {error}")));
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Ends a server that was started for the kernel alone, a while after the last device is gone.
+fn end_when_unused(attachments: Arc<Attachments>, stop: CancellationToken) {
+    const LINGER: Duration = Duration::from_secs(2);
+    /// A server that was just started waits longer for its first request.
+    const FIRST: Duration = Duration::from_secs(30);
+    tokio::spawn(async move {
+        attachments.unused(FIRST, LINGER).await;
+        stop.cancel();
+    });
+}
+
+/// Parses `[NAME=]LOCATION` arguments.
+fn entries(arguments: &[String], options: &OpenOptions) -> Result<Vec<Entry>> {
+    let entry = |argument: &String| {
+        let (name, location) = match argument.split_once('=') {
+            // What stands before the first `=` is a name unless it is the beginning of a path or URL.
+            Some((name, location)) if !name.contains(['/', ':']) => (Some(name), location),
+            _ => (None, argument.as_str()),
+        };
+        let location = reading::parse(location)?;
+        let name = name.map_or_else(|| default_name(&location.file_name()), str::to_owned);
+        if name.is_empty() || name.len() > 4096 {
+            return Err(Error::usage(format!("{argument:?}: an export's name has 1 to 4096 bytes")));
+        }
+        Ok(Entry::new(name, location, options.clone()))
+    };
+    arguments.iter().map(entry).collect()
+}
+
+/// The file name without its extension.
+fn default_name(file_name: &str) -> String {
+    match file_name.rsplit_once('.') {
+        Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
+        _ => file_name.to_owned(),
+    }
+}
+
+/// What the server listens on.
+#[derive(Default)]
+struct Sockets {
+    nbd: Vec<(Listener, String)>,
+    admin: Option<(UnixListener, PathBuf)>,
+    /// Paths of ours to be removed at the end.
+    remove: Vec<PathBuf>,
+}
+
+impl Sockets {
+    async fn bind(args: &Serve) -> Result<Self> {
+        let mut sockets = Sockets::default();
+        sockets.inherit()?;
+        if let Some(address) = &args.admin {
+            let path = admin_path(address)?;
+            sockets.admin = Some((bind_unix(&path).await?, path.clone()));
+            sockets.remove.push(path);
+        }
+        for path in &args.unix {
+            sockets.add_unix(path).await?;
+        }
+        for address in &args.tcp {
+            let listener = bind_tcp(address, args.insecure_tcp).await?;
+            let local = listener.local_addr().map_or_else(|_| address.clone(), |local| local.to_string());
+            sockets.nbd.push((Listener::Tcp(listener), format!("tcp {local}")));
+        }
+        if sockets.nbd.is_empty() && !(args.exports.is_empty() && sockets.admin.is_some()) {
+            sockets.add_unix(Path::new(SOCKET)).await?;
+        }
+        Ok(sockets)
+    }
+
+    async fn add_unix(&mut self, path: &Path) -> Result<()> {
+        let listener = bind_unix(path).await?;
+        self.nbd.push((Listener::Unix(listener), format!("unix {}", path.display())));
+        self.remove.push(path.to_owned());
+        Ok(())
+    }
+
+    /// Takes over sockets passed by systemd (`LISTEN_FDS`).
+    fn inherit(&mut self) -> Result<()> {
+        let mut passed = listenfd::ListenFd::from_env();
+        let fail =
+            |error: std::io::Error| Error::failed(format!("cannot use a socket that was passed: {error}"));
+        for index in 0..passed.len() {
+            let listener = match passed.take_unix_listener(index) {
+                Ok(Some(listener)) => {
+                    listener.set_nonblocking(true).map_err(fail)?;
+                    Listener::Unix(UnixListener::from_std(listener).map_err(fail)?)
+                }
+                Ok(None) => continue,
+                Err(_) => {
+                    let Some(listener) = passed.take_tcp_listener(index).map_err(fail)? else { continue };
+                    listener.set_nonblocking(true).map_err(fail)?;
+                    Listener::Tcp(TcpListener::from_std(listener).map_err(fail)?)
+                }
+            };
+            self.nbd.push((listener, format!("passed socket {index}")));
+        }
+        Ok(())
+    }
+}
+
+/// Binds a unix socket that only its owner may use. A socket file that nobody listens on any more is replaced.
+async fn bind_unix(path: &Path) -> Result<UnixListener> {
+    if let Some(directory) = path.parent().filter(|directory| directory.starts_with("/run/thinorigin")) {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| Error::io("cannot make the directory", directory.display(), &error))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(existing) if !existing.file_type().is_socket() => {
+            return Err(Error::failed(format!(
+                "{}: cannot listen: it exists and is not a socket",
+                path.display()
+            )));
+        }
+        Ok(_) if tokio::net::UnixStream::connect(path).await.is_ok() => {
+            return Err(Error::refused(format!("{}: cannot listen: another server uses it", path.display())));
+        }
+        Ok(_) => std::fs::remove_file(path)
+            .map_err(|error| Error::io("cannot replace a stale socket", path.display(), &error))?,
+        Err(_) => {}
+    }
+    // The mask is process-wide, but nothing else makes files while sockets are bound.
+    let mask = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    bound.map_err(|error| Error::io("cannot listen", path.display(), &error))
+}
+
+async fn bind_tcp(address: &str, insecure: bool) -> Result<TcpListener> {
+    let resolved: Vec<_> = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| Error::usage(format!("{address:?} is not ADDR:PORT: {error}")))?
+        .collect();
+    if !insecure && resolved.iter().any(|address| !address.ip().is_loopback()) {
+        return Err(Error::usage(format!(
+            "{address}: anybody on the network could read what is served there; --insecure-tcp allows that"
+        )));
+    }
+    TcpListener::bind(resolved.as_slice()).await.map_err(|error| Error::io("cannot listen", address, &error))
+}

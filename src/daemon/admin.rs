@@ -1,0 +1,86 @@
+//! The control socket: HTTP and JSON on a unix socket that only the owner may open.
+
+use super::api::{AttachRequest, Attached, Health, Problem};
+use super::{Attachments, Registry};
+use crate::error::{Error, Kind, Result};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+/// What requests act on.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) attachments: Arc<Attachments>,
+}
+
+/// Answers control requests until `stop`.
+pub(crate) async fn serve(listener: UnixListener, control: Control, stop: CancellationToken) -> Result<()> {
+    let router = Router::new()
+        .route("/v1/health", get(health))
+        .route("/v1/attachments", get(list).post(attach).delete(detach))
+        .with_state(control);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .map_err(|error| Error::failed(format!("the control socket failed: {error}")))
+}
+
+async fn health(State(control): State<Control>) -> Json<Health> {
+    Json(Health {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        exports: nbd::Exports::names(&*control.registry),
+        attached: control.attachments.list().len(),
+    })
+}
+
+async fn list(State(control): State<Control>) -> Json<Vec<Attached>> {
+    Json(control.attachments.list())
+}
+
+async fn attach(
+    State(control): State<Control>,
+    Json(request): Json<AttachRequest>,
+) -> std::result::Result<Json<Attached>, Answer> {
+    Ok(Json(control.attachments.attach(request).await?))
+}
+
+#[derive(Deserialize)]
+struct Key {
+    key: String,
+}
+
+async fn detach(
+    State(control): State<Control>,
+    Query(Key { key }): Query<Key>,
+) -> std::result::Result<Json<Option<Attached>>, Answer> {
+    Ok(Json(control.attachments.detach(&key).await?))
+}
+
+/// An error on its way to the client.
+struct Answer(Error);
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        Answer(error)
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let refused = self.0.kind == Kind::Refused;
+        let status = match self.0.kind {
+            Kind::Refused => StatusCode::CONFLICT,
+            Kind::NoServer => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(Problem { error: self.0.message, refused })).into_response()
+    }
+}

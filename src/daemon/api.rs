@@ -1,0 +1,62 @@
+//! What goes over the control socket, as JSON.
+
+use serde::{Deserialize, Serialize};
+
+/// `POST /v1/attachments`: make an image a kernel device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The image.
+    pub location: String,
+    /// What the asker calls it. A second request with the same key answers with the device of the first.
+    pub key: String,
+    /// The image's format; absent: probe.
+    #[serde(default)]
+    pub format: Option<String>,
+    /// Location prefixes that the image may refer to beyond its own directory.
+    #[serde(default)]
+    pub allow_reference: Vec<String>,
+    /// The identity the image must have ([`crate::image::Image::pin`]); absent: any.
+    #[serde(default)]
+    pub pin: Option<String>,
+    /// Number of the nbd device to use; absent: one that is free.
+    #[serde(default)]
+    pub index: Option<u32>,
+}
+
+/// An image that is a kernel device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attached {
+    /// What the asker calls it.
+    pub key: String,
+    /// The device: `/dev/nbd0`.
+    pub device: String,
+    /// Its number.
+    pub index: u32,
+    /// The image, without secrets.
+    pub location: String,
+    /// The image's format.
+    pub format: String,
+    /// The identity of every file the disk is made of.
+    pub pin: String,
+    /// Size of the virtual disk in bytes. The device is this size, rounded up to whole sectors of 512 bytes.
+    pub size: u64,
+}
+
+/// An error as it goes over the socket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Problem {
+    /// One sentence.
+    pub(super) error: String,
+    /// Whether nothing was changed because the state differs from what was asked.
+    pub(super) refused: bool,
+}
+
+/// `GET /v1/health`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Health {
+    pub(super) version: String,
+    pub(super) pid: u32,
+    pub(super) exports: Vec<String>,
+    pub(super) attached: usize,
+}

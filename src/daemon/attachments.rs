@@ -1,0 +1,312 @@
+//! Images that are kernel devices, served by this process.
+//!
+//! Each device has a few socket pairs: the kernel gets one end of each, this process answers on the other. The
+//! device belongs to the kernel and outlives this process: when it ends, or dies, reads wait in the kernel for
+//! [`DEAD_TIMEOUT`] for a server that takes over with [`Attachments::adopt`].
+
+use super::api::{AttachRequest, Attached};
+use super::record::{Record, Records};
+use crate::error::{Error, Result};
+use crate::export::{ImageExport, READ_DEADLINE};
+use crate::image::{Gate, Image, OpenOptions};
+use nbd::kernel::{self, Connect, Device};
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Sockets for each device: one hardware queue each, and a second one so that the kernel can retry elsewhere.
+const SOCKETS: usize = 2;
+/// The kernel's request timer. A reply slower than this costs a socket, so reads are answered well before.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the kernel keeps requests waiting for a new server after the last one died.
+const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
+const _: () = assert!(READ_DEADLINE.as_secs() < REQUEST_TIMEOUT.as_secs());
+/// What the kernel shows as the backend of our devices, followed by the key.
+const BACKEND: &str = "thinorigin:";
+
+/// All devices this process serves.
+#[derive(Debug)]
+pub(crate) struct Attachments {
+    records: Records,
+    options: OpenOptions,
+    live: Mutex<HashMap<String, Live>>,
+    /// Serialises what changes the set of devices; `live` itself is only ever locked for a moment.
+    changing: tokio::sync::Mutex<()>,
+    usage: watch::Sender<Usage>,
+}
+
+/// Whether anybody needs this server.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    /// Devices, and requests for devices under way.
+    uses: usize,
+    /// Nothing used it for so long that it is about to end: it takes no more requests.
+    ending: bool,
+}
+
+/// One use, until dropped.
+struct Use<'a>(&'a watch::Sender<Usage>);
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|usage| usage.uses -= 1);
+    }
+}
+
+#[derive(Debug)]
+struct Live {
+    attached: Attached,
+    serving: Serving,
+}
+
+/// The tasks that answer a device's sockets.
+#[derive(Debug)]
+struct Serving {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Attachments {
+    /// No devices yet; records are kept in `directory`, images are opened with `options`.
+    pub(crate) fn open(directory: PathBuf, options: OpenOptions) -> Result<Arc<Self>> {
+        Ok(Arc::new(Attachments {
+            records: Records::open(directory)?,
+            options,
+            live: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            usage: watch::Sender::default(),
+        }))
+    }
+
+    /// Everything that is attached, by device number.
+    pub(crate) fn list(&self) -> Vec<Attached> {
+        let mut list: Vec<_> = self.live().values().map(|live| live.attached.clone()).collect();
+        list.sort_by_key(|attached| attached.index);
+        list
+    }
+
+    /// Makes the image a device, or answers with the device that `request.key` already has. Should this be dropped
+    /// half way, the device may exist without a record; it is swept by the next server's [`adopt`](Self::adopt).
+    pub(crate) async fn attach(&self, request: AttachRequest) -> Result<Attached> {
+        let _using = self.begin_use()?;
+        let _changing = self.changing.lock().await;
+        if let Some(live) = self.live().get(&request.key) {
+            return match request.pin.as_ref().is_none_or(|pin| *pin == live.attached.pin) {
+                true => Ok(live.attached.clone()),
+                false => Err(changed(&live.attached.location)),
+            };
+        }
+        let image = self.open_image(&request).await?;
+        let (kernel_ends, serving) = serve(&image)?;
+        let connect = Connect {
+            index: request.index,
+            size: image.virtual_size().next_multiple_of(512),
+            request_timeout: REQUEST_TIMEOUT,
+            dead_connection_timeout: DEAD_TIMEOUT,
+            backend: format!("{BACKEND}{}", request.key),
+            ..Connect::default()
+        };
+        let device = blocking(move || kernel::connect(&connect, &kernel_ends)).await?;
+        let index = device.index();
+        let attached = describe(&request.key, &device, &image);
+        let record = Record { index, request: AttachRequest { pin: Some(image.pin()), ..request } };
+        if let Err(error) = self.records.save(&record) {
+            // The error to report is the first one; a device that stays is swept at the next start.
+            let _ = blocking(move || device.disconnect()).await;
+            return Err(error);
+        }
+        tracing::info!("{}: attached {} ({} bytes)", attached.device, attached.location, attached.size);
+        self.insert(attached.clone(), serving);
+        Ok(attached)
+    }
+
+    /// Detaches what `key` names; `None` if nothing does. Refuses while somebody uses the device.
+    pub(crate) async fn detach(&self, key: &str) -> Result<Option<Attached>> {
+        let _changing = self.changing.lock().await;
+        let Some(attached) = self.live().get(key).map(|live| live.attached.clone()) else { return Ok(None) };
+        let index = attached.index;
+        blocking(move || Device::open(index).disconnect_unused()).await?;
+        let live = self.live().remove(key);
+        self.usage.send_modify(|usage| usage.uses -= 1);
+        self.records.remove(index);
+        if let Some(Live { mut serving, .. }) = live {
+            serving.stop.cancel();
+            while serving.tasks.join_next().await.is_some() {}
+        }
+        tracing::info!("{}: detached {}", attached.device, attached.location);
+        Ok(Some(attached))
+    }
+
+    /// Takes over the devices that an earlier server left behind, and lets go of those that nobody can serve.
+    pub(crate) async fn adopt(&self) {
+        let _changing = self.changing.lock().await;
+        let mut ours: Vec<Device> = match blocking(|| kernel::devices(BACKEND)).await {
+            Ok(devices) => devices,
+            Err(error) => {
+                tracing::debug!("no devices to take over: {error}");
+                return;
+            }
+        };
+        for record in self.records.load() {
+            let backend = format!("{BACKEND}{}", record.request.key);
+            let found =
+                ours.iter().position(|device| device.index() == record.index && device.backend() == backend);
+            let Some(device) = found.map(|position| ours.swap_remove(position)) else {
+                self.records.remove(record.index);
+                continue;
+            };
+            match self.adopt_one(&record, device).await {
+                Ok(attached) => tracing::info!("{}: took over {}", attached.device, attached.location),
+                Err(error) => tracing::error!("/dev/nbd{}: cannot take over: {error}", record.index),
+            }
+        }
+        for device in ours {
+            let index = device.index();
+            match blocking(move || device.disconnect_unused()).await {
+                Ok(()) => tracing::warn!("/dev/nbd{index}: let go of a device that no record explains"),
+                Err(error) => {
+                    tracing::error!("/dev/nbd{index}: no record explains this device of ours: {error}")
+                }
+            }
+        }
+    }
+
+    async fn adopt_one(&self, record: &Record, device: Device) -> Result<Attached> {
+        let image = self.open_image(&record.request).await?;
+        let (kernel_ends, serving) = serve(&image)?;
+        let attached = describe(&record.request.key, &device, &image);
+        let connect = Connect {
+            request_timeout: REQUEST_TIMEOUT,
+            dead_connection_timeout: DEAD_TIMEOUT,
+            backend: device.backend().to_owned(),
+            ..Connect::default()
+        };
+        blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
+        self.insert(attached.clone(), serving);
+        Ok(attached)
+    }
+
+    /// Answers what is under way and stops reading requests. The devices stay for a server that takes over.
+    pub(crate) async fn drain(&self) {
+        let _changing = self.changing.lock().await;
+        let drained: Vec<_> = self.live().drain().collect();
+        for (_, Live { attached, mut serving }) in drained {
+            tracing::warn!(
+                "{}: left without a server; reads wait {} s for one that takes over",
+                attached.device,
+                DEAD_TIMEOUT.as_secs()
+            );
+            serving.stop.cancel();
+            while serving.tasks.join_next().await.is_some() {}
+        }
+    }
+
+    /// Waits until nothing has used this server for `linger` (at first for `patience`). From then on it takes no
+    /// more requests for devices.
+    pub(crate) async fn unused(&self, patience: Duration, linger: Duration) {
+        let mut usage = self.usage.subscribe();
+        let mut wait = patience;
+        loop {
+            let used = tokio::time::timeout(wait, usage.wait_for(|usage| usage.uses > 0)).await.is_ok();
+            if !used
+                && self.usage.send_if_modified(|usage| {
+                    usage.ending = usage.uses == 0;
+                    usage.ending
+                })
+            {
+                return;
+            }
+            // The sender lives as long as `self`, so waiting cannot fail.
+            let _ = usage.wait_for(|usage| usage.uses == 0).await;
+            wait = linger;
+        }
+    }
+
+    fn begin_use(&self) -> Result<Use<'_>> {
+        let begun = self.usage.send_if_modified(|usage| {
+            usage.uses += usize::from(!usage.ending);
+            !usage.ending
+        });
+        begun.then(|| Use(&self.usage)).ok_or_else(|| Error::no_server("the server is about to end"))
+    }
+
+    async fn open_image(&self, request: &AttachRequest) -> Result<Arc<Image>> {
+        let format = request.format.as_deref().map(|format| {
+            format.parse().map_err(|_| Error::usage(format!("{format:?} is not an image format")))
+        });
+        let options = OpenOptions {
+            format: format.transpose()?,
+            gate: Gate { allow: request.allow_reference.clone() },
+            ..self.options.clone()
+        };
+        let image = Image::open(&request.location.parse()?, &options).await?;
+        match &request.pin {
+            Some(pin) if *pin != image.pin() => Err(changed(&image.location().to_string())),
+            _ => Ok(Arc::new(image)),
+        }
+    }
+
+    fn insert(&self, attached: Attached, serving: Serving) {
+        self.live().insert(attached.key.clone(), Live { attached, serving });
+        self.usage.send_modify(|usage| usage.uses += 1);
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn changed(location: &str) -> Error {
+    Error::failed(format!("{location}: the image has changed since it was introduced"))
+}
+
+fn describe(key: &str, device: &Device, image: &Image) -> Attached {
+    Attached {
+        key: key.to_owned(),
+        device: device.path().display().to_string(),
+        index: device.index(),
+        location: image.location().to_string(),
+        format: image.format().to_string(),
+        pin: image.pin(),
+        size: image.virtual_size(),
+    }
+}
+
+/// Serves `image` on new socket pairs; returns the kernel's ends.
+fn serve(image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
+    let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
+    let export = Arc::new(ImageExport::new(image.location().to_string(), image.clone()));
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let mut kernel_ends = Vec::new();
+    for _ in 0..SOCKETS {
+        let (kernel_end, own_end) = UnixStream::pair().map_err(fail)?;
+        own_end.set_nonblocking(true).map_err(fail)?;
+        let own_end = tokio::net::UnixStream::from_std(own_end).map_err(fail)?;
+        kernel_ends.push(kernel_end);
+        let (export, stop) = (export.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = nbd::serve_transmission(own_end, export, stop).await {
+                tracing::error!("a kernel connection failed: {error}");
+            }
+        });
+    }
+    Ok((kernel_ends, Serving { stop, tasks }))
+}
+
+/// Runs a call that the kernel may keep waiting.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> std::result::Result<T, kernel::Error> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) if error.is_busy() => Err(Error::refused(error.to_string())),
+        Ok(Err(error)) => Err(Error::failed(error.to_string())),
+        Err(_) => Err(Error::failed("a kernel call ended before its time")),
+    }
+}

@@ -1,0 +1,120 @@
+//! An image as an NBD export: the one place where errors become protocol error numbers.
+
+use crate::error::{Error, Result};
+use crate::image::{Image, Piece, Pieces};
+use backends::cache::Span;
+use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest a read may take before it is answered with an error, below the kernel client's timer: an answer that
+/// comes later than that costs the kernel its socket.
+pub const READ_DEADLINE: Duration = Duration::from_secs(25);
+
+/// An open image under its export name.
+#[derive(Debug)]
+pub struct ImageExport {
+    name: String,
+    image: Arc<Image>,
+}
+
+impl ImageExport {
+    /// Exports `image` as `name`.
+    pub fn new(name: String, image: Arc<Image>) -> Self {
+        ImageExport { name, image }
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    fn report(&self, offset: u64, len: u64, error: &Error) -> Errno {
+        tracing::error!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
+        Errno::Io
+    }
+}
+
+impl Export for ImageExport {
+    fn info(&self) -> ExportInfo {
+        let cluster = self.image.layers().next().and_then(|(_, layer)| layer.info().cluster_size);
+        let preferred = cluster.unwrap_or(4096).clamp(4096, 64 << 10).next_power_of_two();
+        ExportInfo {
+            size: self.image.virtual_size(),
+            preferred_block: u32::try_from(preferred).unwrap_or(4096),
+            description: self.image.location().to_string(),
+        }
+    }
+
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<std::result::Result<(), Errno>> {
+        let mut pieces = Pieces::new();
+        match self.image.try_read(offset, u64::from(len), &mut pieces) {
+            Ok(false) => None,
+            Ok(true) => Some(segments(pieces, out).map_err(|error| self.report(offset, len.into(), &error))),
+            Err(error) => Some(Err(self.report(offset, len.into(), &error))),
+        }
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> std::result::Result<Segments, Errno> {
+        let began = Instant::now();
+        let read = tokio::time::timeout(READ_DEADLINE, self.image.read(offset, u64::from(len)));
+        let pieces = match read.await {
+            Ok(pieces) => pieces,
+            Err(_) => Err(Error::failed(format!("no answer within {} s", READ_DEADLINE.as_secs()))),
+        };
+        let mut out = Segments::new();
+        match pieces.and_then(|pieces| segments(pieces, &mut out)) {
+            Ok(()) => {
+                tracing::debug!(export = self.name, offset, len, elapsed = ?began.elapsed(), "fetched");
+                Ok(out)
+            }
+            Err(error) => Err(self.report(offset, len.into(), &error)),
+        }
+    }
+
+    async fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> std::result::Result<Vec<Extent>, Errno> {
+        let mut walk = self.image.walk(offset, offset + len);
+        let mut extents = Vec::new();
+        while extents.len() < max {
+            let stretch = match walk.next().await {
+                Ok(Some(stretch)) => stretch,
+                Ok(None) => break,
+                Err(_) if !extents.is_empty() => break,
+                Err(error) => return Err(self.report(offset, len, &error)),
+            };
+            let mut flags = ExtentFlags::empty();
+            flags.set(ExtentFlags::ZERO, stretch.zero);
+            flags.set(ExtentFlags::HOLE, stretch.zero);
+            let depth = if stretch.present { stretch.layer as u32 + 1 } else { 0 };
+            extents.push(Extent { len: stretch.len, flags, depth, local: stretch.zero });
+        }
+        Ok(extents)
+    }
+
+    async fn prefetch(&self, offset: u64, len: u64) {
+        if let Err(error) = self.image.read(offset, len).await {
+            tracing::debug!(export = self.name, offset, len, "prefetch failed: {error}");
+        }
+    }
+}
+
+/// Hands `pieces` to the protocol.
+fn segments(pieces: Pieces, out: &mut Segments) -> Result<()> {
+    let too_long = || Error::failed("a piece longer than a request");
+    for piece in pieces {
+        out.push(match piece {
+            Piece::Zero(len) => Segment::Zero(u32::try_from(len).map_err(|_| too_long())?),
+            Piece::Span(Span::Bytes(bytes)) => Segment::Bytes(bytes),
+            Piece::Span(Span::File { lease, offset, len }) => {
+                let len = u32::try_from(len).map_err(|_| too_long())?;
+                Segment::File { file: lease, offset, len }
+            }
+        });
+    }
+    Ok(())
+}

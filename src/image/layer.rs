@@ -1,0 +1,137 @@
+//! One layer of an image with its files: reads leaf tables, and serves compressed units decoded.
+
+use super::content::Content;
+use super::decode::{self, DecodeFill};
+use crate::error::{Error, Result};
+use crate::memo::Memo;
+use backends::Location;
+use backends::cache::{Key, Object, Span, Spans, Store};
+use bytes::Bytes;
+use formats::{FileIndex, Layer, Located, Run, Runs, TableRef, Unit};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Decoded leaf tables kept in memory for each layer, in bytes.
+const TABLES: usize = 16 << 20;
+/// Decoded units kept in memory for each layer, in bytes: all there is without a cache on disk, and beside it what
+/// keeps a unit larger than a cache block from being inflated once for each of its blocks.
+const UNITS: usize = 32 << 20;
+/// Smallest and largest block of decoded data in the cache, in bytes.
+const SMALLEST_BLOCK: u64 = 4 << 10;
+const LARGEST_BLOCK: u64 = 2 << 20;
+
+/// What a layer is read from: the parsed map, its files, and what has been decoded of both.
+#[derive(Debug)]
+pub(crate) struct LayerFiles {
+    /// Where the image is.
+    pub(crate) location: Location,
+    /// The parsed map.
+    pub(crate) layer: Arc<dyn Layer>,
+    /// What a child records to know this layer again.
+    pub(crate) content_id: Option<[u8; 16]>,
+    /// The files, by [`formats::FileIndex`].
+    pub(crate) files: Vec<Content>,
+    tables: Memo<TableRef, Arc<Runs>>,
+    pub(super) units: Memo<Unit, Bytes>,
+}
+
+/// A layer and the cache of its decoded units, if it has compressed data and there is a cache.
+#[derive(Debug)]
+pub(crate) struct CachedLayer {
+    pub(crate) files: Arc<LayerFiles>,
+    decoded: Option<Arc<Object<DecodeFill>>>,
+}
+
+impl LayerFiles {
+    pub(crate) fn new(
+        location: Location,
+        layer: Arc<dyn Layer>,
+        content_id: Option<[u8; 16]>,
+        files: Vec<Content>,
+    ) -> Self {
+        let (tables, units) = (Memo::new(TABLES), Memo::new(UNITS));
+        LayerFiles { location, layer, content_id, files, tables, units }
+    }
+
+    /// The file that the parser calls `index`.
+    pub(crate) fn file(&self, index: FileIndex) -> Result<&Content> {
+        self.files.get(usize::from(index.0)).ok_or_else(|| {
+            Error::failed(format!("{}: the image refers to file {} of itself", self.location, index.0))
+        })
+    }
+
+    /// The decoded runs of `table`, if they are in memory.
+    pub(crate) fn peek_table(&self, table: &TableRef) -> Option<Arc<Runs>> {
+        self.tables.peek(table)
+    }
+
+    /// The runs of `table`, read and decoded if need be.
+    pub(crate) async fn table(&self, table: TableRef) -> Result<Arc<Runs>> {
+        self.tables
+            .get(table, || async {
+                let bytes = self.file(table.file)?.read(table.at, table.len).await?;
+                let runs = self.layer.decode(table, &bytes).map_err(|error| self.parse_error(error))?;
+                Ok(Arc::new(runs))
+            })
+            .await
+    }
+
+    /// The run of this layer alone that covers `at`, at most `max` bytes of it.
+    pub(super) async fn run(&self, at: u64, max: u64) -> Result<Run> {
+        let run = match self.layer.locate(at).map_err(|error| self.parse_error(error))? {
+            Located::Run(run) => run.slice(at, max),
+            Located::Table(table) => self.table(table).await?.find(at, max),
+        };
+        run.ok_or_else(|| Error::failed(format!("{}: no run covers guest offset {at:#x}", self.location)))
+    }
+
+    pub(crate) fn parse_error(&self, error: formats::FormatError) -> Error {
+        Error::failed(format!("{}: {error}", self.location))
+    }
+}
+
+impl CachedLayer {
+    /// Adds to `files` a place in `store` for decoded units, if the layer can have any.
+    pub(crate) fn new(files: Arc<LayerFiles>, store: Option<&Store>) -> Result<Self> {
+        let info = files.layer.info();
+        let decoded = match store {
+            Some(store) if info.compressed => {
+                let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
+                let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
+                let identity = files.files[0].identity().clone();
+                let key = Key { identity, part: "decoded".to_owned() };
+                let fill = DecodeFill(files.clone());
+                Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
+            }
+            _ => None,
+        };
+        Ok(CachedLayer { files, decoded })
+    }
+
+    /// Where the decoded guest bytes of `range`, which lies inside `unit`, are at hand. Does not wait.
+    pub(crate) fn peek_decoded(&self, unit: &Unit, range: Range<u64>, out: &mut Spans) -> bool {
+        match &self.decoded {
+            Some(object) => object.peek(range, out),
+            None => match self.files.units.peek(unit) {
+                Some(bytes) => {
+                    out.push(Span::Bytes(decode::slice(unit, &bytes, range)));
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    /// Decodes what is missing of `units`, which cover the guest range `range` without a gap, and says where it is.
+    pub(crate) async fn get_decoded(&self, units: &[Unit], range: Range<u64>, out: &mut Spans) -> Result<()> {
+        let Some(object) = &self.decoded else {
+            for (unit, bytes) in decode::units(&self.files, units).await? {
+                let start = range.start.max(unit.guest);
+                let end = range.end.min(unit.guest + u64::from(unit.decoded));
+                out.push(Span::Bytes(decode::slice(&unit, &bytes, start..end)));
+            }
+            return Ok(());
+        };
+        Ok(object.get(range, out).await?)
+    }
+}

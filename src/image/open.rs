@@ -1,0 +1,118 @@
+//! Opening an image and its parents: drives the parsers' questions with real sources, through the gate.
+
+use super::content::Content;
+use super::gate::Gate;
+use super::layer::LayerFiles;
+use crate::error::{Error, Result};
+use backends::Location;
+use backends::cache::Store;
+use formats::{Ask, Format, Opened, Opening, ParentCheck, ParentRef, Progress};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// How to open an image.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Read the top image as this format; `None` probes.
+    pub format: Option<Format>,
+    /// Which other files the image may name.
+    pub gate: Gate,
+    /// Where blocks of remote objects and decoded clusters are kept; `None` keeps a little in memory only.
+    pub store: Option<Store>,
+    /// How sources are reached.
+    pub sources: backends::Options,
+}
+
+/// Layers of one image, top first, as opened.
+pub(super) async fn open_chain(location: &Location, options: &OpenOptions) -> Result<Vec<Arc<LayerFiles>>> {
+    let mut layers = Vec::new();
+    let mut seen = HashSet::new();
+    let mut opened = open_layer(location, options.format, options).await?;
+    loop {
+        let (layer, parent) = opened;
+        if !seen.insert(layer.files[0].identity().clone()) {
+            return Err(Error::failed(format!(
+                "{location}: the chain of parents comes back to {}",
+                layer.location
+            )));
+        }
+        if layers.len() == formats::limits::CHAIN_DEPTH {
+            return Err(Error::failed(format!(
+                "{location}: the chain of parents is longer than {} images",
+                formats::limits::CHAIN_DEPTH
+            )));
+        }
+        let child = layer.location.clone();
+        layers.push(Arc::new(layer));
+        match parent {
+            Some(parent) => opened = open_parent(&child, &parent, options).await?,
+            None => return Ok(layers),
+        }
+    }
+}
+
+/// Opens one image file and the extents it names.
+async fn open_layer(
+    location: &Location,
+    format: Option<Format>,
+    options: &OpenOptions,
+) -> Result<(LayerFiles, Option<ParentRef>)> {
+    let mut files = vec![open_content(location, options).await?];
+    let parse_error = |error: formats::FormatError| Error::failed(format!("{location}: {error}"));
+    let mut opening = Opening::new(files[0].len(), formats::Options { format, ..Default::default() });
+    loop {
+        match opening.poll().map_err(parse_error)? {
+            Progress::Need(Ask::Bytes { file, at, len }) => {
+                let file = files.get(usize::from(file.0)).ok_or_else(|| {
+                    Error::failed(format!("{location}: the parser asked for a file it has not opened"))
+                })?;
+                opening.supply_bytes(file.read(at, len).await?.into());
+            }
+            Progress::Need(Ask::File { name, .. }) => {
+                let content = open_content(&options.gate.admit(location, &name)?, options).await?;
+                opening.supply_file(content.len());
+                files.push(content);
+            }
+            Progress::Done(opened) => {
+                let Opened { layer, parent, content_id } = opened;
+                let layer = LayerFiles::new(location.clone(), layer, content_id, files);
+                return Ok((layer, parent));
+            }
+        }
+    }
+}
+
+async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
+    Content::new(backends::open(location, &options.sources).await?, options.store.as_ref())
+}
+
+/// Opens the first of the names a child gives its parent that exists and holds the right content.
+async fn open_parent(
+    child: &Location,
+    parent: &ParentRef,
+    options: &OpenOptions,
+) -> Result<(LayerFiles, Option<ParentRef>)> {
+    let mut first_error = None;
+    for name in &parent.names {
+        let attempt = async {
+            let location = options.gate.admit(child, name)?;
+            let opened = open_layer(&location, parent.format, options)
+                .await
+                .map_err(|error| Error::failed(format!("{child}: cannot open its parent: {error}")))?;
+            match parent.check {
+                ParentCheck::Id(expected) if opened.0.content_id != Some(expected) => Err(Error::failed(
+                    format!("{child}: {location} is not the parent it was made from: its identifier differs"),
+                )),
+                _ => Ok(opened),
+            }
+        };
+        match attempt.await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error
+        .unwrap_or_else(|| Error::failed(format!("{child}: it needs a parent image but does not name one"))))
+}

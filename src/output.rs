@@ -1,0 +1,69 @@
+//! What both binaries say and how they end.
+
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Turns the outcome of a command into an exit code; an error becomes one sentence on stderr.
+pub(crate) fn exit(program: &str, outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done if stderr is closed.
+            let _ = writeln!(std::io::stderr(), "{program}: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Prints `value` as the one JSON document of a command.
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::failed(format!("cannot write JSON: {error}")))?;
+    line(&text)
+}
+
+/// Prints one line for people.
+pub(crate) fn line(text: &str) -> Result<()> {
+    write_stdout(format!("{text}\n").as_bytes())
+}
+
+/// Writes to stdout. A reader that left (`| head`) ends the process quietly, as it would any other filter.
+pub(crate) fn write_stdout(bytes: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(bytes) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::io("cannot write", "stdout", &error)),
+    }
+}
+
+/// A table for people: a header and rows.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    line(&table.trim_fmt())
+}
+
+/// A progress bar over `total` bytes, shown on a terminal only.
+pub(crate) fn progress(total: u64, what: &str) -> indicatif::ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let bar = indicatif::ProgressBar::new(total).with_message(what.to_owned());
+    match indicatif::ProgressStyle::with_template(style) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Writes manual pages of `command` and its subcommands into `dir`.
+pub(crate) fn manual(command: clap::Command, dir: &Path) -> Result<()> {
+    clap_mangen::generate_to(command, dir)
+        .map_err(|error| Error::io("cannot write manual pages", dir.display(), &error))
+}

@@ -1,0 +1,251 @@
+//! The command line of `smctl`.
+
+use crate::cli::args::Cache;
+use crate::size::Size;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Manages storage repositories (SRs) and virtual disks (VDIs): thin clones of templates that live elsewhere.
+#[derive(Debug, Parser)]
+#[command(name = "smctl", version, about, propagate_version = true)]
+pub(crate) struct Smctl {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print one JSON document on stdout and nothing else
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more; repeat for more still (the variable THINORIGIN_LOG takes a filter as well)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Control socket of the server that serves templates; one is started where none runs
+    #[arg(long, global = true, value_name = "unix:PATH", default_value = crate::daemon::ADMIN)]
+    pub(crate) admin: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Storage repositories
+    #[command(subcommand)]
+    Sr(Sr),
+    /// Virtual disks and templates
+    #[command(subcommand)]
+    Vdi(Vdi),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory
+    Man {
+        /// The directory; it must exist
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Sr {
+    /// Make an SR that owns whole devices, and attach it
+    Create {
+        /// What people call it
+        #[arg(long)]
+        name: String,
+        /// Size of the thin pool [default: part of the space; it grows]
+        #[arg(long, value_name = "SIZE")]
+        pool_size: Option<Size>,
+        /// The pool's block size, a multiple of 64K [default: the smallest that can address the devices]
+        #[arg(long, value_name = "SIZE")]
+        chunk: Option<Size>,
+        /// Devices to own; anything on them is lost, so they must be empty
+        #[arg(required = true)]
+        devices: Vec<PathBuf>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// List attached SRs
+    List,
+    /// Describe an SR
+    Info {
+        /// UUID, name or volume group
+        sr: String,
+    },
+    /// Activate an SR
+    Attach {
+        /// UUID, name or volume group
+        sr: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Deactivate an SR; its VDIs must be detached
+    Detach {
+        /// UUID, name or volume group
+        sr: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Finish or undo what a crash cut short, and let go of what nobody needs
+    Recover {
+        /// UUID, name or volume group
+        sr: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Destroy an SR; its VDIs must be destroyed first
+    Destroy {
+        /// UUID, name or volume group
+        sr: String,
+        /// Destroy the VDIs that are left as well
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vdi {
+    /// Make an image elsewhere a template of the SR
+    Introduce {
+        /// The SR
+        sr: String,
+        /// /path, http:// or other location of the image
+        location: String,
+        /// What people call it [default: the image's file name]
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Forget a template that nothing descends from
+    Forget {
+        /// The SR
+        sr: String,
+        /// The template
+        template: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Make an empty disk
+    Create {
+        /// The SR
+        sr: String,
+        /// What people call it
+        #[arg(long)]
+        name: String,
+        /// Its size
+        #[arg(long)]
+        size: Size,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Make a writable copy of a template or disk; nothing is copied
+    Clone(Copy),
+    /// Make a read-only copy of a disk as it is now; nothing is copied
+    Snapshot(Copy),
+    /// Make a disk what it was when a snapshot was made of it
+    Revert {
+        /// The SR
+        sr: String,
+        /// The disk, detached
+        vdi: String,
+        /// The snapshot
+        snapshot: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Make a disk larger; what is added reads as zeros
+    Resize {
+        /// The SR
+        sr: String,
+        /// The disk
+        vdi: String,
+        /// Its new size
+        size: Size,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Give a VDI another name
+    Rename {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+        /// The new name
+        name: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Make a VDI a block device, and print the device
+    Attach {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+        /// Make the device read-only
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        cache: Cache,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a VDI's block device away
+    Detach {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Destroy a VDI; those cloned from it live on
+    Destroy {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// List the SR's templates and disks
+    List {
+        /// The SR
+        sr: String,
+    },
+    /// Describe a VDI
+    Info {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// The SR
+    pub(crate) sr: String,
+    /// The template or disk
+    pub(crate) vdi: String,
+    /// What people call the new VDI
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Size of the new VDI, not below the old one's [default: the same]
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    #[command(flatten)]
+    pub(crate) change: Change,
+}
+
+/// Options of everything that changes state.
+#[derive(Debug, Args)]
+pub(crate) struct Change {
+    /// Print the steps and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}

@@ -1,0 +1,121 @@
+//! The commands of `smctl`.
+
+mod args;
+mod origins;
+mod show;
+
+use crate::error::{Error, Result};
+use crate::output;
+use args::{Command, Copy, Global, Smctl, Sr, Vdi};
+use backends::Location;
+use clap::{CommandFactory, Parser};
+use sr::{Controller, ErrorKind, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiIntroduce};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Parses the command line and runs it. Exit codes: 0 done, 1 failed, 2 usage, 3 refused.
+pub fn main() -> ExitCode {
+    let Smctl { command, global } = Smctl::parse();
+    crate::telemetry::start(global.verbose, false);
+    output::exit("smctl", run(command, &global))
+}
+
+fn run(command: Command, global: &Global) -> Result<()> {
+    match command {
+        Command::Sr(command) => run_sr(command, global),
+        Command::Vdi(command) => run_vdi(command, global),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Smctl::command(), "smctl", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => output::manual(Smctl::command(), &dir),
+    }
+}
+
+fn run_sr(command: Sr, global: &Global) -> Result<()> {
+    let json = global.json;
+    let open = |dry_run| controller(global, dry_run, Vec::new());
+    match command {
+        Sr::Create { name, pool_size, chunk, devices, change } => {
+            let (pool_size, chunk) = (pool_size.map(|size| size.0), chunk.map(|size| size.0));
+            let request = SrCreate { name, devices, pool_size, chunk };
+            show::made(open(change.dry_run)?.sr_create(&request)?, |sr| sr.uuid, json)
+        }
+        Sr::List => show::srs(&open(false)?.sr_list()?, json),
+        Sr::Info { sr } => show::sr(&open(false)?.sr_info(&sr)?, json),
+        Sr::Attach { sr, change } => show::done(&open(change.dry_run)?.sr_attach(&sr)?, json),
+        Sr::Detach { sr, change } => show::done(&open(change.dry_run)?.sr_detach(&sr)?, json),
+        Sr::Recover { sr, change } => show::done(&open(change.dry_run)?.sr_recover(&sr)?, json),
+        Sr::Destroy { sr, force, change } => {
+            show::done(&open(change.dry_run)?.sr_destroy(&SrDestroy { sr, force })?, json)
+        }
+    }
+}
+
+fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
+    let json = global.json;
+    let open = |dry_run| controller(global, dry_run, Vec::new());
+    match command {
+        Vdi::Introduce { sr, location, name, change } => {
+            // What is wrong with the text itself is a matter of usage; that it cannot be opened is not.
+            location.parse::<Location>().map_err(|error| Error::usage(error.message))?;
+            let request = VdiIntroduce { location, name };
+            show::made(open(change.dry_run)?.vdi_introduce(&sr, &request)?, |vdi| vdi.uuid, json)
+        }
+        Vdi::Create { sr, name, size, change } => {
+            let request = VdiCreate { name, size: size.0 };
+            show::made(open(change.dry_run)?.vdi_create(&sr, &request)?, |vdi| vdi.uuid, json)
+        }
+        Vdi::Clone(Copy { sr, vdi, name, size, change }) => {
+            let request = VdiClone { name, size: size.map(|size| size.0) };
+            show::made(open(change.dry_run)?.vdi_clone(&sr, &vdi, &request)?, |vdi| vdi.uuid, json)
+        }
+        Vdi::Snapshot(Copy { sr, vdi, name, size, change }) => {
+            let request = VdiClone { name, size: size.map(|size| size.0) };
+            show::made(open(change.dry_run)?.vdi_snapshot(&sr, &vdi, &request)?, |vdi| vdi.uuid, json)
+        }
+        Vdi::Attach { sr, vdi, read_only, cache, change } => {
+            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            show::attached(&controller.vdi_attach(&sr, &vdi, read_only)?, json)
+        }
+        Vdi::Detach { sr, vdi, change } => show::done(&open(change.dry_run)?.vdi_detach(&sr, &vdi)?, json),
+        Vdi::Destroy { sr, vdi, change } => show::done(&open(change.dry_run)?.vdi_destroy(&sr, &vdi)?, json),
+        Vdi::Forget { sr, template, change } => {
+            show::done(&open(change.dry_run)?.vdi_forget(&sr, &template)?, json)
+        }
+        Vdi::Revert { sr, vdi, snapshot, change } => {
+            show::done(&open(change.dry_run)?.vdi_revert(&sr, &vdi, &snapshot)?, json)
+        }
+        Vdi::Resize { sr, vdi, size, change } => {
+            show::done(&open(change.dry_run)?.vdi_resize(&sr, &vdi, size.0)?, json)
+        }
+        Vdi::Rename { sr, vdi, name, change } => {
+            show::done(&open(change.dry_run)?.vdi_rename(&sr, &vdi, &name)?, json)
+        }
+        Vdi::List { sr } => show::vdis(&open(false)?.vdi_list(&sr)?, json),
+        Vdi::Info { sr, vdi } => show::vdi(&open(false)?.vdi_info(&sr, &vdi)?, json),
+    }
+}
+
+/// A controller whose templates are served by the server at the control socket; `options` go to one that is started.
+fn controller(global: &Global, dry_run: bool, options: Vec<OsString>) -> Result<Controller> {
+    let server = origins::Server::new(global.admin.clone(), options)?;
+    let options = sr::Options { dry_run, ..Default::default() };
+    Ok(Controller::open(&options, Box::new(server))?)
+}
+
+impl From<sr::Error> for Error {
+    /// The sentence and its causes as one.
+    fn from(error: sr::Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            message = format!("{message}: {error}");
+            cause = error.source();
+        }
+        match error.kind {
+            ErrorKind::Refused => Error::refused(message),
+            _ => Error::failed(message),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Templates as block devices, by asking the server over its control socket.
+
+use crate::daemon::{AttachRequest, Client, spawn};
+use crate::error::{Error, Result};
+use crate::image::{Image, OpenOptions};
+use backends::Location;
+use sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
+use std::ffi::OsString;
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+/// The server at a control socket, started when it is needed and none runs.
+#[derive(Debug)]
+pub(crate) struct Server {
+    runtime: Runtime,
+    address: String,
+    options: Vec<OsString>,
+}
+
+/// What a template is called on the control socket.
+fn key(template: Uuid) -> String {
+    format!("template:{template}")
+}
+
+impl Server {
+    /// The server at `address`; `options` go to one that is started here.
+    pub(crate) fn new(address: String, options: Vec<OsString>) -> Result<Self> {
+        Ok(Server { runtime: crate::cli::runtime()?, address, options })
+    }
+
+    /// A client of the server if one runs.
+    fn running(&self) -> Result<Option<Client>> {
+        let client = Client::new(&self.address)?;
+        Ok(self.runtime.block_on(client.is_running()).then_some(client))
+    }
+}
+
+impl Origins for Server {
+    fn probe(&mut self, location: &str) -> std::result::Result<Probed, OriginError> {
+        let open = async {
+            let location: Location = location.parse::<Location>()?.absolute()?;
+            // Nothing is read but headers, so a cache would only be in the way.
+            let image = Image::open(&location, &OpenOptions::default()).await?;
+            Ok::<_, Error>(Probed {
+                virtual_size: image.virtual_size(),
+                format: image.format().to_string(),
+                identity: image.pin(),
+                location: location.secret_form(),
+            })
+        };
+        self.runtime.block_on(open).map_err(origin_error)
+    }
+
+    fn attach(
+        &mut self,
+        template: Uuid,
+        location: &str,
+        identity: &str,
+    ) -> std::result::Result<OriginDevice, OriginError> {
+        let attach = async {
+            let request = AttachRequest {
+                location: location.to_owned(),
+                key: key(template),
+                format: None,
+                allow_reference: Vec::new(),
+                pin: Some(identity.to_owned()),
+                index: None,
+            };
+            spawn::attach(&self.address, &self.options, &request).await
+        };
+        let attached = self.runtime.block_on(attach).map_err(origin_error)?;
+        Ok(OriginDevice { path: attached.device.into(), size: attached.size.next_multiple_of(512) })
+    }
+
+    fn detach(&mut self, template: Uuid) -> std::result::Result<Outcome, OriginError> {
+        let Some(client) = self.running().map_err(origin_error)? else { return Ok(Outcome::Unchanged) };
+        match self.runtime.block_on(client.detach(&key(template))).map_err(origin_error)? {
+            Some(_) => Ok(Outcome::Changed),
+            None => Ok(Outcome::Unchanged),
+        }
+    }
+
+    fn attached(&mut self) -> std::result::Result<Vec<(Uuid, OriginDevice)>, OriginError> {
+        let Some(client) = self.running().map_err(origin_error)? else { return Ok(Vec::new()) };
+        let attached = self.runtime.block_on(client.attached()).map_err(origin_error)?;
+        let templates = attached.into_iter().filter_map(|attached| {
+            let template = attached.key.strip_prefix("template:")?.parse().ok()?;
+            let size = attached.size.next_multiple_of(512);
+            Some((template, OriginDevice { path: attached.device.into(), size }))
+        });
+        Ok(templates.collect())
+    }
+}
+
+fn origin_error(error: Error) -> OriginError {
+    OriginError::new(error.message)
+}
