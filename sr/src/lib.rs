@@ -1,1 +1,53 @@
 //! Storage repositories (SRs) and virtual disks (VDIs) on LVM and dm-thin.
+//!
+//! An SR is a volume group with a thin pool and a small volume of records. A VDI is a *template* (an image elsewhere,
+//! never copied), a *thin* device in the pool whose unmapped blocks show a template through (the template is its
+//! *external origin*), or a *preallocated* logical volume.
+//!
+//! The idea is observe, plan, apply: [`plan`](mod@plan) is a pure function from what is wanted and what is there to
+//! the steps that are left, the engine does the first, and looks again. A crash leaves no special case; recovery is
+//! the same loop over every record. What ties the records to the pool is the pool's transaction id (see
+//! [`record::Ledger`]).
+//!
+//! The crate is synchronous and knows no network. Templates come through the [`Origins`] port; LVM, device-mapper, the
+//! host and the records have ports too ([`lvm::Lvm`], [`dm::Dm`], [`host::Host`], [`catalog::Catalog`]), so that the
+//! whole of it runs on a simulated world in the tests.
+//!
+//! [`Controller`] is the way in.
+
+pub mod catalog;
+mod controller;
+pub mod dm;
+mod engine;
+mod error;
+pub mod host;
+pub mod lvm;
+pub mod names;
+mod origins;
+mod plan;
+pub mod record;
+mod view;
+
+pub use controller::{
+    Controller, Options, Report, SrCreate, SrDestroy, StepReport, StepState, VdiClone, VdiCreate,
+    VdiIntroduce,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use origins::{OriginDevice, OriginError, Origins, Probed};
+pub use view::{OriginInfo, SrInfo, VdiInfo};
+
+/// Whether something had to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was changed.
+    Changed,
+    /// It was as wanted already.
+    Unchanged,
+}
+
+impl From<bool> for Outcome {
+    /// `true` is a change.
+    fn from(changed: bool) -> Self {
+        if changed { Self::Changed } else { Self::Unchanged }
+    }
+}

@@ -1,0 +1,404 @@
+//! The verbs of SRs.
+
+use super::find::FoundSr;
+use super::{Controller, Report};
+use crate::dm::{Device, PoolMode, PoolStatus};
+use crate::engine::{Mode, Session, SrPlace};
+use crate::error::{Error, Result};
+use crate::names::{self, Role, VG_NAME_MAX};
+use crate::plan::{Goal, SrGoal, SrSpec};
+use crate::record::Vdi;
+use crate::view::{OriginInfo, SrInfo};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Above this share of the pool in use, in percent, there is a warning.
+const WARN_PERCENT: u64 = 80;
+
+/// An SR to be made on whole devices.
+#[derive(Clone, Debug, Default)]
+pub struct SrCreate {
+    /// Its name, which is also the volume group's.
+    pub name: String,
+    /// The devices to use, which must be empty.
+    pub devices: Vec<PathBuf>,
+    /// Size of the pool, in bytes; a quarter of the devices if not given.
+    pub pool_size: Option<u64>,
+    /// Block size of the pool, in bytes; 64 KiB for pools that these can address.
+    pub chunk: Option<u64>,
+}
+
+/// An SR to be destroyed.
+#[derive(Clone, Debug, Default)]
+pub struct SrDestroy {
+    /// The SR, by UUID, name, volume group or device.
+    pub sr: String,
+    /// Whether the disks that it still holds go with it.
+    pub force: bool,
+}
+
+impl Controller {
+    /// Makes an SR on devices that become its own, and attaches it. Called again after a crash, it goes on.
+    ///
+    /// # Errors
+    /// `Refused` if a device is in use or not empty, or the name is taken.
+    pub fn sr_create(&mut self, request: &SrCreate) -> Result<Report<SrInfo>> {
+        check_vg_name(&request.name)?;
+        if request.devices.is_empty() {
+            return Err(Error::refused("an SR needs a device"));
+        }
+        let _lock = self.locks.host()?;
+        let mut devices = Vec::new();
+        for device in &request.devices {
+            devices.push(self.world.host.disk(device)?.path);
+        }
+        // A group of this name that was made for an SR without records is one that a crash cut short.
+        let begun = self
+            .scan()?
+            .into_iter()
+            .find(|sr| sr.owns_vg && sr.place.vg == request.name && same(&sr.place.devices, &devices));
+        let uuid = match begun {
+            Some(sr) if !self.has_records(&sr)? => sr.place.uuid,
+            _ => Uuid::new_v4(),
+        };
+        let spec = SrSpec {
+            uuid,
+            name: request.name.clone(),
+            vg: request.name.clone(),
+            devices,
+            pool_size: request.pool_size,
+            chunk: request.chunk,
+            adopt: None,
+        };
+        let place =
+            SrPlace { uuid, vg: spec.vg.clone(), pool_lv: spec.pool_lv(), devices: spec.devices.clone() };
+        let done = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
+        self.sr_report(done, uuid)
+    }
+
+    /// Whether the SR was ever made wholly. Records on a volume that is not active count as there.
+    fn has_records(&mut self, sr: &FoundSr) -> Result<bool> {
+        if !sr.whole {
+            return Ok(false);
+        }
+        let Some(device) = self.world.lv_device(&sr.place.vg, &names::meta_lv(sr.place.uuid))? else {
+            return Ok(true);
+        };
+        Ok(self.world.media.identify(&device.number.dm_node())?.is_some())
+    }
+
+    fn sr_report(&mut self, done: Vec<crate::engine::Done>, uuid: Uuid) -> Result<Report<SrInfo>> {
+        let record = match self.mode {
+            Mode::Apply => Some(self.sr_info(&uuid.to_string())?),
+            Mode::DryRun => None,
+        };
+        Ok(Report::new(done, record))
+    }
+
+    /// Activates an SR's volumes and mends what a crash left.
+    ///
+    /// # Errors
+    /// `NotFound`; `Failed` if the pool or the records are damaged.
+    pub fn sr_attach(&mut self, sr: &str) -> Result<Report<SrInfo>> {
+        let _host = self.locks.host()?;
+        let found = self.find_sr(sr)?;
+        let lock = self.locks.sr(found.place.uuid)?;
+        let goal = SrGoal::Attached { name: found.name.clone() };
+        let mut done = self.world.drive_sr(self.mode, &found.place, &goal)?;
+        if self.mode == Mode::Apply {
+            let attached = self.find_attached(&found.place.uuid.to_string())?;
+            let mut session = self.world.open(&attached)?;
+            done.extend(self.mend(&mut session)?);
+        }
+        // The report takes the lock for itself.
+        drop(lock);
+        self.sr_report(done, found.place.uuid)
+    }
+
+    /// Brings an attached SR, after whatever crash, to a state without anything half made.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` if it is not attached.
+    pub fn sr_recover(&mut self, sr: &str) -> Result<Report<SrInfo>> {
+        self.sr_attach(sr)
+    }
+
+    /// The same loop over every VDI that has anything on this host.
+    fn mend(&mut self, session: &mut Session) -> Result<Vec<crate::engine::Done>> {
+        let sr = session.sr.uuid;
+        let mut done = self.world.drive_vdi(self.mode, session, Uuid::nil(), &Goal::Settled)?;
+        let mut vdis = BTreeSet::new();
+        for name in self.world.dm.names()? {
+            match names::role(sr, &name) {
+                Some(Role::Vdi(vdi) | Role::Origin(vdi)) => {
+                    vdis.insert(vdi);
+                }
+                None => {}
+            }
+        }
+        vdis.extend(self.world.host.links(sr)?);
+        for (template, _) in self
+            .world
+            .origins
+            .attached()
+            .map_err(|e| Error::failed("cannot tell which templates are open").because(e))?
+        {
+            if session.catalog.vdi(template)?.is_some() {
+                vdis.insert(template);
+            }
+        }
+        // Disks before templates: what stands on a template keeps it.
+        let (mut disks, mut templates) = (Vec::new(), Vec::new());
+        for vdi in vdis {
+            match session.catalog.vdi(vdi)? {
+                Some(record) if record.is_template() => templates.push(vdi),
+                _ => disks.push(vdi),
+            }
+        }
+        for vdi in disks.into_iter().chain(templates) {
+            done.extend(self.world.drive_vdi(self.mode, session, vdi, &Goal::Mended)?);
+        }
+        Ok(done)
+    }
+
+    /// Deactivates everything of an SR.
+    ///
+    /// # Errors
+    /// `Refused` while VDIs are attached.
+    pub fn sr_detach(&mut self, sr: &str) -> Result<Report<SrInfo>> {
+        let _host = self.locks.host()?;
+        let found = self.find_sr(sr)?;
+        let lock = self.locks.sr(found.place.uuid)?;
+        let done = self.world.drive_sr(self.mode, &found.place, &SrGoal::Detached)?;
+        drop(lock);
+        self.sr_report(done, found.place.uuid)
+    }
+
+    /// Destroys an SR: its pool, its records, and the volume group if it was made for it.
+    ///
+    /// # Errors
+    /// `Refused` while VDIs are attached, while there are disks (unless `force`), or if the group that would go has
+    /// volumes that are not the SR's.
+    pub fn sr_destroy(&mut self, request: &SrDestroy) -> Result<Report<SrInfo>> {
+        let _host = self.locks.host()?;
+        let found = self.find_sr(&request.sr)?;
+        let lock = self.locks.sr(found.place.uuid)?;
+        if !request.force {
+            self.refuse_disks(&found)?;
+        }
+        let goal = SrGoal::Destroyed { owns_vg: found.owns_vg, owns_pool: found.owns_pool };
+        let done = self.world.drive_sr(self.mode, &found.place, &goal)?;
+        if self.mode == Mode::Apply {
+            lock.retire()?;
+        }
+        Ok(Report::new(done, None))
+    }
+
+    fn refuse_disks(&mut self, found: &FoundSr) -> Result<()> {
+        let meta = self.world.lv_device(&found.place.vg, &names::meta_lv(found.place.uuid))?;
+        if meta.is_none() {
+            if found.whole {
+                return Err(Error::refused(format!(
+                    "SR '{}' is not attached, so its records cannot tell whether it holds disks: attach it first, or force",
+                    found.name
+                )));
+            }
+            return Ok(());
+        }
+        if !self.has_records(found)? {
+            return Ok(());
+        }
+        let session = self.world.open(&found.as_attached())?;
+        let disks: Vec<_> = session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()).collect();
+        match disks.first() {
+            None => Ok(()),
+            Some(disk) => Err(Error::refused(format!(
+                "SR '{}' still holds {} {}, as '{}': destroy them first, or force",
+                found.name,
+                disks.len(),
+                if disks.len() == 1 { "disk" } else { "disks" },
+                disk.name
+            ))),
+        }
+    }
+
+    /// Every SR on this host, attached or not.
+    ///
+    /// # Errors
+    /// LVM fails.
+    pub fn sr_list(&mut self) -> Result<Vec<SrInfo>> {
+        let mut infos = Vec::new();
+        for found in self.scan()? {
+            infos.push(self.describe(&found)?);
+        }
+        Ok(infos)
+    }
+
+    /// One SR, attached or not.
+    ///
+    /// # Errors
+    /// `NotFound`, or LVM fails.
+    pub fn sr_info(&mut self, sr: &str) -> Result<SrInfo> {
+        let found = self.find_sr(sr)?;
+        self.describe(&found)
+    }
+
+    fn describe(&mut self, found: &FoundSr) -> Result<SrInfo> {
+        let state = if found.attached {
+            "attached"
+        } else if found.whole {
+            "detached"
+        } else {
+            "incomplete"
+        };
+        let mut info = SrInfo {
+            uuid: found.place.uuid,
+            name: found.name.clone(),
+            state,
+            vg: found.place.vg.clone(),
+            pool: found.place.pool_lv.clone(),
+            devices: found.place.devices.clone(),
+            owns_vg: found.owns_vg,
+            vg_size: Some(found.group.size),
+            vg_free: Some(found.group.free),
+            pool_size: None,
+            pool_used: None,
+            chunk_size: None,
+            metadata_size: None,
+            metadata_used: None,
+            virtual_allocation: None,
+            templates: None,
+            disks: None,
+            origins: Vec::new(),
+            warnings: Vec::new(),
+        };
+        if let Some(pool) = found.group.lv(&found.place.pool_lv) {
+            info.pool_size = Some(pool.size);
+            info.chunk_size = Some(pool.chunk);
+            info.metadata_size = Some(pool.metadata);
+        }
+        if found.attached {
+            self.describe_attached(&mut info)?;
+        }
+        Ok(info)
+    }
+
+    fn describe_attached(&mut self, info: &mut SrInfo) -> Result<()> {
+        let open = self.open_sr(&info.uuid.to_string())?;
+        let vdis = open.session.catalog.vdis()?;
+        let (templates, disks): (Vec<_>, Vec<_>) = vdis.into_iter().partition(Vdi::is_template);
+        info.virtual_allocation = Some(disks.iter().map(|vdi| vdi.virtual_size).sum());
+        info.templates = Some(templates.len() as u64);
+        info.disks = Some(disks.len() as u64);
+        let (_, status) = self.world.pool_status(&open.session)?;
+        info.pool_used = Some(status.data_used * info.chunk_size.unwrap_or_default());
+        info.metadata_used = Some(status.metadata_used * 4096);
+        info.warnings = warnings(&status, &open.session.sr.vg, &open.session.sr.pool_lv);
+        self.describe_origins(&open.session, &templates, info)?;
+        drop(open.lock);
+        Ok(())
+    }
+
+    fn describe_origins(&mut self, session: &Session, templates: &[Vdi], info: &mut SrInfo) -> Result<()> {
+        let names = self.world.dm.names()?;
+        let origins: BTreeSet<_> = names
+            .iter()
+            .filter_map(|name| match names::role(session.sr.uuid, name) {
+                Some(Role::Origin(template)) => Some(template),
+                _ => None,
+            })
+            .collect();
+        if origins.is_empty() {
+            return Ok(());
+        }
+        let open = match self.world.origins.attached() {
+            Ok(open) => open,
+            Err(e) => {
+                info.warnings.push(format!("the state of the templates is not known: {e}"));
+                Vec::new()
+            }
+        };
+        for template in templates.iter().filter(|vdi| origins.contains(&vdi.uuid)) {
+            let name = names::origin_device(session.sr.uuid, template.uuid).name;
+            let device: Option<Device> = self.world.dm.device(&name)?;
+            let node = open.iter().find(|(uuid, _)| *uuid == template.uuid);
+            if node.is_none() {
+                info.warnings.push(format!(
+                    "nobody serves template '{}' ({}): what VDIs have not read of it gives errors",
+                    template.name, template.uuid
+                ));
+            }
+            info.origins.push(OriginInfo {
+                uuid: template.uuid,
+                name: template.name.clone(),
+                location: super::vdi::location(template).unwrap_or_default(),
+                device: node.map(|(_, device)| device.path.clone()),
+                users: device.map_or(0, |device| device.open_count),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl FoundSr {
+    fn as_attached(&self) -> crate::host::Attached {
+        crate::host::Attached {
+            uuid: self.place.uuid,
+            name: self.name.clone(),
+            vg: self.place.vg.clone(),
+            pool_lv: self.place.pool_lv.clone(),
+            devices: self.place.devices.clone(),
+        }
+    }
+}
+
+fn warnings(status: &PoolStatus, vg: &str, pool: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut share = |what: &str, used: u64, total: u64| {
+        let percent = used.saturating_mul(100) / total.max(1);
+        if percent >= WARN_PERCENT {
+            warnings.push(format!("{percent} % of the {what} of {vg}/{pool} is in use"));
+        }
+    };
+    share("data", status.data_used, status.data_total);
+    share("metadata", status.metadata_used, status.metadata_total);
+    match status.mode {
+        PoolMode::ReadWrite => {}
+        PoolMode::OutOfDataSpace => warnings.push(format!("{vg}/{pool} is full: writes to new blocks fail")),
+        PoolMode::ReadOnly => {
+            warnings.push(format!("{vg}/{pool} is read-only after a failure of its metadata"));
+        }
+        PoolMode::Failed => warnings.push(format!("{vg}/{pool} has failed")),
+    }
+    if status.needs_check {
+        warnings.push(format!("the metadata of {vg}/{pool} needs a check: 'lvconvert --repair {vg}/{pool}'"));
+    }
+    warnings
+}
+
+fn same(a: &[PathBuf], b: &[PathBuf]) -> bool {
+    a.len() == b.len() && a.iter().all(|path| b.contains(path))
+}
+
+/// Whether LVM takes the name for a volume group (lvm(8), "Valid names"), and it leaves room for what follows it.
+fn check_vg_name(name: &str) -> Result<()> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
+    let valid = !name.is_empty()
+        && !name.starts_with('-')
+        && name != "."
+        && name != ".."
+        && name.chars().all(letters);
+    if !valid {
+        return Err(Error::refused(format!(
+            "'{name}' cannot be the name of a volume group: it takes letters, digits and + _ . -, and does not begin with -"
+        )));
+    }
+    let len = name.len() + name.matches('-').count();
+    if len > VG_NAME_MAX {
+        return Err(Error::refused(format!(
+            "'{name}' is too long a name: with its hyphens counted twice it has {len} characters, of at most {VG_NAME_MAX}"
+        )));
+    }
+    Ok(())
+}

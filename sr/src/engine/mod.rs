@@ -1,0 +1,131 @@
+//! Observe, plan, apply, and again, until nothing is left to do.
+
+mod sr;
+mod vdi;
+
+use crate::Outcome;
+use crate::catalog::{Catalog, Media};
+use crate::dm::{Device, Dm};
+use crate::error::{Error, Result};
+use crate::host::{Attached, Host};
+use crate::lvm::Lvm;
+use crate::names;
+use crate::origins::Origins;
+use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
+use uuid::Uuid;
+
+pub(crate) use sr::SrPlace;
+
+/// Everything outside this crate, by its ports.
+pub(crate) struct World {
+    pub(crate) lvm: Box<dyn Lvm>,
+    pub(crate) dm: Box<dyn Dm>,
+    pub(crate) host: Box<dyn Host>,
+    pub(crate) media: Box<dyn Media>,
+    pub(crate) origins: Box<dyn Origins>,
+}
+
+/// An attached SR with its records open. Whoever has one holds the SR's lock.
+pub(crate) struct Session {
+    pub(crate) sr: Attached,
+    pub(crate) catalog: Box<dyn Catalog>,
+}
+
+impl Session {
+    /// The device-mapper name of the pool.
+    pub(crate) fn pool(&self) -> String {
+        names::lv_device(&self.sr.vg, &self.sr.pool_lv)
+    }
+}
+
+/// How to go about a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Do it.
+    Apply,
+    /// Only tell what would be done.
+    DryRun,
+}
+
+/// A step and what became of it; `None` for a step that was only planned.
+pub(crate) type Done = (Step, Option<Outcome>);
+
+/// Plans and applies until nothing is left. `look` observes and plans; `apply` is given what was observed.
+fn drive<C, S>(
+    context: &mut C,
+    mode: Mode,
+    look: impl Fn(&mut C) -> Result<(S, Vec<Step>)>,
+    apply: impl Fn(&mut C, &Step, &S) -> Result<Outcome>,
+) -> Result<Vec<Done>> {
+    let mut done: Vec<Done> = Vec::new();
+    loop {
+        let (seen, steps) = look(context)?;
+        if mode == Mode::DryRun {
+            return Ok(steps.into_iter().map(|step| (step, None)).collect());
+        }
+        let Some(step) = steps.into_iter().next() else {
+            return Ok(done);
+        };
+        // The same step twice in a row means that it does not bring about what it is planned for.
+        if done.last().is_some_and(|(last, _)| *last == step) {
+            return Err(Error::failed(format!("it did not help to {step}")));
+        }
+        tracing::info!("{step}");
+        let outcome = apply(context, &step, &seen)?;
+        done.push((step, Some(outcome)));
+    }
+}
+
+impl World {
+    /// The device of an active logical volume.
+    pub(crate) fn lv_device(&mut self, vg: &str, lv: &str) -> Result<Option<Device>> {
+        let device = self.dm.device(&names::lv_device(vg, lv))?;
+        Ok(device.filter(|device| device.table.is_some()))
+    }
+
+    /// Opens the records of an attached SR.
+    pub(crate) fn open(&mut self, sr: &Attached) -> Result<Session> {
+        let meta = names::meta_lv(sr.uuid);
+        let Some(device) = self.lv_device(&sr.vg, &meta)? else {
+            return Err(Error::refused(format!(
+                "SR '{}' is not attached: {}/{meta} is not active, and 'smctl sr attach' activates it",
+                sr.name, sr.vg
+            )));
+        };
+        Ok(Session { sr: sr.clone(), catalog: self.media.open(&device.number.dm_node(), sr.uuid)? })
+    }
+
+    /// Brings an SR to the goal.
+    pub(crate) fn drive_sr(&mut self, mode: Mode, place: &SrPlace, goal: &SrGoal) -> Result<Vec<Done>> {
+        drive(
+            self,
+            mode,
+            |world| {
+                let seen = world.observe_sr(place, goal)?;
+                let steps = plan_sr(goal, &seen)?;
+                Ok((seen, steps))
+            },
+            |world, step, seen| world.apply_sr(step, place, goal, seen),
+        )
+    }
+
+    /// Brings a VDI to the goal.
+    pub(crate) fn drive_vdi(
+        &mut self,
+        mode: Mode,
+        session: &mut Session,
+        uuid: Uuid,
+        goal: &Goal,
+    ) -> Result<Vec<Done>> {
+        drive(
+            &mut (self, session),
+            mode,
+            |(world, session)| {
+                let seen = world.observe_vdi(session, uuid, goal)?;
+                let steps = plan_vdi(goal, &seen)?;
+                Ok((seen, steps))
+            },
+            |(world, session), step, seen| world.apply_vdi(step, seen, session),
+        )
+    }
+}

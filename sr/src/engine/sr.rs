@@ -1,0 +1,124 @@
+//! Looking at whole SRs and changing them.
+
+use super::World;
+use crate::Outcome;
+use crate::dm::{PoolMessage, PoolStatus};
+use crate::error::{Error, Result};
+use crate::names;
+use crate::plan::{SrGoal, SrSeen, Step};
+use crate::record::{Ledger, SrRecord};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Where an SR is, or is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SrPlace {
+    pub(crate) uuid: Uuid,
+    pub(crate) vg: String,
+    pub(crate) pool_lv: String,
+    /// What LVM may look at: the devices under the group.
+    pub(crate) devices: Vec<PathBuf>,
+}
+
+impl World {
+    pub(crate) fn observe_sr(&mut self, place: &SrPlace, goal: &SrGoal) -> Result<SrSeen> {
+        let found = self.lvm.find(&place.devices)?;
+        let group = found.groups.into_iter().find(|group| group.name == place.vg);
+        let mut disks = Vec::new();
+        if let SrGoal::Created(spec) = goal
+            && group.is_none()
+        {
+            for device in &spec.devices {
+                disks.push(self.host.disk(device)?);
+            }
+        }
+        let pool = match self.lv_device(&place.vg, &place.pool_lv)? {
+            None => None,
+            Some(device) => {
+                let line = self.dm.status(&names::lv_device(&place.vg, &place.pool_lv))?;
+                let status = PoolStatus::parse(&line).ok_or_else(|| {
+                    Error::failed(format!(
+                        "the device of {}/{} is not a thin pool, its status is '{line}'",
+                        place.vg, place.pool_lv
+                    ))
+                })?;
+                Some((device, status))
+            }
+        };
+        let meta = self.lv_device(&place.vg, &names::meta_lv(place.uuid))?;
+        let records = match meta {
+            None => None,
+            Some(device) => Some(self.media.identify(&device.number.dm_node())?),
+        };
+        let devices = self.dm.names()?;
+        Ok(SrSeen {
+            uuid: place.uuid,
+            vg_name: place.vg.clone(),
+            pool_lv: place.pool_lv.clone(),
+            group,
+            free: found.free,
+            disks,
+            pool,
+            records,
+            remembered: self.host.attached()?.into_iter().find(|sr| sr.uuid == place.uuid),
+            devices: devices.into_iter().filter(|name| names::role(place.uuid, name).is_some()).collect(),
+            links: self.host.links(place.uuid)?,
+        })
+    }
+
+    pub(crate) fn apply_sr(
+        &mut self,
+        step: &Step,
+        place: &SrPlace,
+        goal: &SrGoal,
+        seen: &SrSeen,
+    ) -> Result<Outcome> {
+        let devices = place.devices.as_slice();
+        match step {
+            Step::CreateGroup { vg, devices, tags } => self.lvm.create_group(devices, vg, tags)?,
+            Step::CreateMeta { vg, lv, size, tags } => {
+                self.lvm.create_linear(devices, vg, lv, *size, tags)?;
+            }
+            Step::CreatePool { vg, pool, tags } => self.lvm.create_pool(devices, vg, pool, tags)?,
+            Step::Fence { vg, pool_lv } => {
+                let message = PoolMessage::SetTransactionId { from: 0, to: 1 };
+                self.dm.message(&names::lv_device(vg, pool_lv), message)?;
+            }
+            Step::Format { .. } => self.format(place, goal, seen)?,
+            Step::Activate { vg, lv } => self.lvm.activate(devices, vg, lv)?,
+            Step::Deactivate { vg, lv } => self.lvm.deactivate(devices, vg, lv)?,
+            Step::RemoveVolume { vg, lv } => self.lvm.remove_volume(devices, vg, lv)?,
+            Step::RemoveGroup { vg } => self.lvm.remove_group(devices, vg)?,
+            Step::RemoveLabel { device } => self.lvm.remove_label(device)?,
+            Step::Remember(sr) => self.host.remember(sr)?,
+            Step::Forget { sr } => self.host.forget(*sr)?,
+            Step::Unlink { vdi } => return self.host.remove_link(place.uuid, *vdi),
+            other => return Err(Error::failed(format!("an SR's plan has the step '{other}'"))),
+        }
+        Ok(Outcome::Changed)
+    }
+
+    fn format(&mut self, place: &SrPlace, goal: &SrGoal, seen: &SrSeen) -> Result<()> {
+        let SrGoal::Created(spec) = goal else {
+            return Err(Error::failed("only a new SR is given empty records"));
+        };
+        let meta = names::meta_lv(place.uuid);
+        let (Some(device), Some((_, status)), Some(group)) =
+            (self.lv_device(&place.vg, &meta)?, &seen.pool, &seen.group)
+        else {
+            return Err(Error::failed(format!("the volumes of SR '{}' are not active", spec.name)));
+        };
+        let chunk = group.lv(&place.pool_lv).map_or(0, |lv| lv.chunk);
+        let record = SrRecord {
+            uuid: place.uuid,
+            name: spec.name.clone(),
+            vg: place.vg.clone(),
+            pool_lv: place.pool_lv.clone(),
+            chunk,
+            owns_vg: spec.owns_vg(),
+            owns_pool: spec.adopt.is_none(),
+        };
+        let ledger = Ledger { transaction_id: status.transaction_id, next_thin_id: 1, intent: None };
+        self.media.format(&device.number.dm_node(), &record, &ledger)
+    }
+}

@@ -1,0 +1,83 @@
+//! The port through which templates become block devices.
+//!
+//! The controller knows a template as a location and an identity that must not change. Opening the location, serving
+//! it and handing it to the kernel are somebody else's work: whoever implements [`Origins`].
+
+use crate::Outcome;
+use std::fmt;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// What the header of an image says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Size of the virtual disk, in bytes.
+    pub virtual_size: u64,
+    /// The image format, as `qcow2`.
+    pub format: String,
+    /// What pins this very version of the image; compared, never interpreted.
+    pub identity: String,
+    /// The location in its canonical form, without secrets.
+    pub location: String,
+}
+
+/// A template as a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginDevice {
+    /// The device node, as `/dev/nbd0`.
+    pub path: PathBuf,
+    /// Size of the device, in bytes.
+    pub size: u64,
+}
+
+/// Why a template could not be opened, in a sentence.
+#[derive(Debug)]
+pub struct OriginError {
+    /// What happened, without secrets.
+    pub message: String,
+}
+
+impl OriginError {
+    /// An error that says `message`.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+impl fmt::Display for OriginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for OriginError {}
+
+/// Makes templates block devices.
+///
+/// Every method is idempotent: after a crash it is called again with the same arguments.
+pub trait Origins {
+    /// Opens the location and reads the image's header.
+    ///
+    /// # Errors
+    /// The location cannot be read or holds no image that is known.
+    fn probe(&mut self, location: &str) -> Result<Probed, OriginError>;
+
+    /// Makes the template a block device, or finds the one that it already is.
+    ///
+    /// # Errors
+    /// The location cannot be opened, or what is there now has another identity.
+    fn attach(&mut self, template: Uuid, location: &str, identity: &str)
+    -> Result<OriginDevice, OriginError>;
+
+    /// Takes the template's block device away, if there is one.
+    ///
+    /// # Errors
+    /// The device is open or the daemon cannot be asked.
+    fn detach(&mut self, template: Uuid) -> Result<Outcome, OriginError>;
+
+    /// Every template that is a block device now.
+    ///
+    /// # Errors
+    /// The daemon cannot be asked. That none runs is no error: then nothing is attached.
+    fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError>;
+}

@@ -1,0 +1,13 @@
+//! Plans: what is left to do, from what is wanted and what is there.
+//!
+//! Planning is pure. A plan is recomputed after each step from a new look at the world, so nothing is remembered
+//! across a step: a crash leaves no special case, and recovery is the same planning for every record. A plan lists all
+//! that is left, in order, so it is also what `--dry-run` shows.
+
+mod sr;
+mod step;
+mod vdi;
+
+pub(crate) use sr::{SrGoal, SrSeen, SrSpec, plan_sr};
+pub(crate) use step::{Step, size_text};
+pub(crate) use vdi::{Goal, OriginSeen, Seen, expected_table, origin_table, plan_vdi};

@@ -1,0 +1,97 @@
+//! What users are shown. The field names are what `--json` prints, and stay.
+
+use serde::Serialize;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// A VDI, as `smctl vdi list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VdiInfo {
+    /// The VDI.
+    pub uuid: Uuid,
+    /// What people call it.
+    pub name: String,
+    /// `template` or `disk`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it can be attached read-only only.
+    pub read_only: bool,
+    /// Size that its user sees, in bytes.
+    pub virtual_size: u64,
+    /// Bytes that are allocated for it; `None` where that is not known.
+    pub physical_utilisation: Option<u64>,
+    /// The VDI that it was cloned from.
+    pub parent: Option<Uuid>,
+    /// Where a template's image is.
+    pub location: Option<String>,
+    /// The template whose data shows where the VDI has none of its own.
+    pub origin: Option<Uuid>,
+    /// Whether it has a device.
+    pub attached: bool,
+    /// Its device, while it is attached.
+    pub device: Option<PathBuf>,
+    /// The VDI that it is a snapshot of.
+    pub snapshot_of: Option<Uuid>,
+    /// Whether all its space was allocated when it was made.
+    pub preallocated: bool,
+}
+
+/// A template under attached VDIs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OriginInfo {
+    /// The template.
+    pub uuid: Uuid,
+    /// What people call it.
+    pub name: String,
+    /// Where its image is.
+    pub location: String,
+    /// Its block device, as `/dev/nbd0`; `None` if it has lost it.
+    pub device: Option<PathBuf>,
+    /// Devices of VDIs that stand on it.
+    pub users: u32,
+}
+
+/// An SR, as `smctl sr list` and `smctl sr info` show it.
+///
+/// What only an attached SR can tell is `None` for one that is not, and `origins`, `warnings` are empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SrInfo {
+    /// The SR.
+    pub uuid: Uuid,
+    /// What people call it.
+    pub name: String,
+    /// `attached`, `detached`, or `incomplete` (its making or its destruction was cut short).
+    pub state: &'static str,
+    /// The volume group.
+    pub vg: String,
+    /// The logical volume that is the thin pool.
+    pub pool: String,
+    /// The devices under the volume group.
+    pub devices: Vec<PathBuf>,
+    /// Whether the volume group goes with the SR.
+    pub owns_vg: bool,
+    /// Size of the volume group, in bytes.
+    pub vg_size: Option<u64>,
+    /// What no logical volume uses, in bytes.
+    pub vg_free: Option<u64>,
+    /// Size of the pool, in bytes.
+    pub pool_size: Option<u64>,
+    /// Bytes of the pool that are mapped.
+    pub pool_used: Option<u64>,
+    /// Block size of the pool, in bytes.
+    pub chunk_size: Option<u64>,
+    /// Size of the pool's metadata, in bytes.
+    pub metadata_size: Option<u64>,
+    /// Bytes of it that are in use.
+    pub metadata_used: Option<u64>,
+    /// Sum of the sizes that the users of the SR's disks see, in bytes.
+    pub virtual_allocation: Option<u64>,
+    /// Templates.
+    pub templates: Option<u64>,
+    /// Disks.
+    pub disks: Option<u64>,
+    /// Templates that are under attached VDIs.
+    pub origins: Vec<OriginInfo>,
+    /// What somebody should look after, in sentences.
+    pub warnings: Vec<String>,
+}
