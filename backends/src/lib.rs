@@ -7,6 +7,7 @@
 //! This crate knows nothing of image formats, NBD or storage repositories.
 
 pub mod cache;
+mod credentials;
 mod error;
 mod file;
 mod http;
@@ -16,6 +17,7 @@ mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use credentials::{CREDENTIALS_FILE, Credentials};
 pub use error::{Error, Kind};
 pub use file::FileSource;
 pub use http::{HttpSource, install_crypto};

@@ -194,6 +194,16 @@ impl Location {
         }
     }
 
+    /// This location without user, for credentials go by server and path; the user may be what they name.
+    pub(crate) fn for_credentials(&self) -> Location {
+        let mut location = self.clone();
+        if let Inner::Url(_, url) = &mut location.0 {
+            // A URL with a host can be without a user.
+            let _ = url.set_username("");
+        }
+        location
+    }
+
     /// Whether this object is `prefix` itself or below it as a directory: same scheme, server, port and user, and
     /// whole path components. False for paths with `..` in them, and for encoded slashes, which a server may take
     /// for real ones.

@@ -1,5 +1,6 @@
 //! The port every server kind implements.
 
+use crate::credentials::Credentials;
 use crate::http::{Clients, HttpSource};
 use crate::retry::Policy;
 use crate::{Error, Kind, Location, Scheme, file::FileSource};
@@ -23,12 +24,19 @@ pub struct Identity {
 pub struct Options {
     pub(crate) clients: Clients,
     pub(crate) policy: Policy,
+    pub(crate) credentials: Credentials,
 }
 
 impl Options {
     /// How long and how often reads are tried.
     pub fn with_policy(mut self, policy: Policy) -> Options {
         self.policy = policy;
+        self
+    }
+
+    /// What servers are shown.
+    pub fn with_credentials(mut self, credentials: Credentials) -> Options {
+        self.credentials = credentials;
         self
     }
 }
@@ -59,7 +67,7 @@ pub trait Source: Send + Sync + 'static {
 pub enum AnySource {
     /// A local file or block device.
     File(FileSource),
-    /// An object on an HTTP server.
+    /// An object on an HTTP or S3 server.
     Http(Box<HttpSource>),
 }
 

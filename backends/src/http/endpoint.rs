@@ -1,34 +1,58 @@
 //! Sending one request: authorization, redirects, and what the transport may report.
 
 use super::answer::Fault;
-use super::client::Clients;
-use crate::{Error, Kind, Location, retry::Failure};
+use super::auth::Auth;
+use crate::credentials::{Credentials, Section};
+use crate::{Error, Kind, Location, Options, Scheme, retry::Failure};
 use http::header::{ACCEPT_ENCODING, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use url::Url;
 
 /// How many redirects one request may follow.
 const MAX_REDIRECTS: usize = 10;
 
-/// Where requests for one object go.
+/// Where requests for one object go, and with what.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    clients: Clients,
-    /// As the location says.
+    location: Location,
+    options: Options,
+    /// As the location says, without user.
     origin: Url,
+    access: Mutex<Arc<Access>>,
     /// Where redirects led. Asked directly from then on, until it refuses.
     resolved: Mutex<Option<Arc<Url>>>,
 }
 
+/// What the credentials file says, as last read.
+#[derive(Debug)]
+struct Access {
+    section: Section,
+    auth: Auth,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Endpoint {
-    pub(super) fn new(clients: Clients, location: &Location) -> Result<Endpoint, Error> {
-        match location.as_url() {
-            Some(url) if matches!(url.scheme(), "http" | "https") => {
-                Ok(Endpoint { clients, origin: url.clone(), resolved: Mutex::default() })
-            }
-            _ => Err(Error::new(Kind::Unsupported, format!("{location}: not an HTTP location"))),
+    pub(super) fn new(options: &Options, location: &Location) -> Result<Endpoint, Error> {
+        let (origin, access) = access(options, location, &options.credentials)?;
+        Ok(Endpoint {
+            location: location.clone(),
+            options: options.clone(),
+            origin,
+            access: Mutex::new(Arc::new(access)),
+            resolved: Mutex::default(),
+        })
+    }
+
+    /// The location for identities. The same bucket and key on another server is another object.
+    pub(super) fn canonical(&self) -> String {
+        match self.location.scheme() {
+            Scheme::S3 => format!("{} at {}", self.location, self.origin.origin().ascii_serialization()),
+            _ => self.location.to_string(),
         }
     }
 
@@ -42,32 +66,62 @@ impl Endpoint {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let value = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         headers.insert(RANGE, HeaderValue::try_from(value).map_err(|_| internal())?);
-        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let resolved = locked(&self.resolved).clone();
         if let Some(url) = resolved {
             let answer = self.follow(url, &headers).await?;
             // What a redirect leads to may expire, as presigned URLs do: ask the origin again.
-            if !matches!(
-                answer.status(),
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE
-            ) {
+            if !refuses(answer.status()) && answer.status() != StatusCode::NOT_FOUND {
                 return Ok(answer);
             }
-            *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *locked(&self.resolved) = None;
         }
-        self.follow(Arc::new(self.origin.clone()), &headers).await
+        let origin = Arc::new(self.origin.clone());
+        let answer = self.follow(origin.clone(), &headers).await?;
+        if refuses(answer.status()) && self.renew() {
+            return self.follow(origin, &headers).await;
+        }
+        Ok(answer)
+    }
+
+    /// Reads the credentials again. Says whether they are others now.
+    fn renew(&self) -> bool {
+        let before = locked(&self.access).clone();
+        let renewed = self.options.credentials.reload();
+        match renewed.and_then(|credentials| access(&self.options, &self.location, &credentials)) {
+            Ok((_, renewed)) if renewed.section != before.section => {
+                *locked(&self.access) = Arc::new(renewed);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!("{error}");
+                false
+            }
+        }
     }
 
     async fn follow(&self, mut url: Arc<Url>, headers: &HeaderMap) -> Result<reqwest::Response, Fault> {
+        let local = |error: Error| Fault::new(error.kind, Failure::Final, error.message);
+        let access = locked(&self.access).clone();
         for _ in 0..=MAX_REDIRECTS {
-            let client = self.clients.get(url.scheme()).map_err(|error| final_fault(error.message))?;
+            let client = self.options.clients.get(url.scheme(), &access.section).map_err(local)?;
             let mut request = reqwest::Request::new(Method::GET, Url::clone(&url));
             *request.headers_mut() = headers.clone();
+            // Nobody else is shown what the origin is.
+            if access.auth.is_some() && url.origin() == self.origin.origin() {
+                request.headers_mut().extend(access.auth.headers(&url).await.map_err(local)?);
+            }
             let answer = client.execute(request).await.map_err(|error| transport(&error))?;
             if !is_redirect(answer.status()) {
                 if answer.status().is_success() && *url != self.origin {
-                    *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
+                    *locked(&self.resolved) = Some(url);
                 }
                 return Ok(answer);
+            }
+            if let Some(region) = answer.headers().get("x-amz-bucket-region") {
+                return Err(final_fault(format!(
+                    "the bucket is in region {region:?}; its credentials must say so"
+                )));
             }
             url = Arc::new(target(&url, answer.headers())?);
         }
@@ -77,6 +131,28 @@ impl Endpoint {
             format!("the server redirects more than {MAX_REDIRECTS} times, perhaps in a circle"),
         ))
     }
+}
+
+/// The object's URL and what it is asked for with.
+fn access(options: &Options, location: &Location, credentials: &Credentials) -> Result<(Url, Access), Error> {
+    let section = credentials.section(location);
+    let (url, auth) = match (location.scheme(), location.as_url()) {
+        (Scheme::Http | Scheme::Https, Some(url)) => (url.clone(), Auth::http(location, &section)?),
+        #[cfg(feature = "s3")]
+        (Scheme::S3, Some(_)) => super::s3::resolve(location, &section, &options.clients)?,
+        _ => return Err(Error::new(Kind::Unsupported, format!("{location}: not an HTTP location"))),
+    };
+    let mut url = url;
+    // A user name is for the authorization alone; a URL with a host can be without one.
+    let _ = url.set_username("");
+    #[cfg(not(feature = "s3"))]
+    let _ = options;
+    Ok((url, Access { section, auth }))
+}
+
+/// Statuses that other credentials may change.
+fn refuses(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE)
 }
 
 /// 300, 304 and 305 are not about where an object is.

@@ -1,4 +1,4 @@
-//! HTTP and HTTPS: exact ranges of an object that is pinned at open.
+//! HTTP, HTTPS and S3: exact ranges of an object that is pinned at open.
 //!
 //! The first answer says how large the object is and which version it is. Every later request carries that version
 //! as a precondition, and every answer is checked in [`answer`] before its body is read: what servers, proxies and
@@ -6,8 +6,11 @@
 //! under the same precondition.
 
 mod answer;
+mod auth;
 mod client;
 mod endpoint;
+#[cfg(feature = "s3")]
+mod s3;
 
 pub(crate) use client::Clients;
 pub use client::install_crypto;
@@ -29,7 +32,7 @@ const HEAD: u64 = 64 << 10;
 /// How many requests one source has under way.
 const IN_FLIGHT: usize = 64;
 
-/// An object on an HTTP server.
+/// An object on an HTTP or S3 server.
 #[derive(Debug)]
 pub struct HttpSource {
     identity: Identity,
@@ -46,7 +49,7 @@ pub struct HttpSource {
 impl HttpSource {
     /// Opens the object at `location` with one request for its first bytes, and pins what the answer says.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
-        let endpoint = Endpoint::new(options.clients.clone(), location)?;
+        let endpoint = Endpoint::new(options, location)?;
         let policy = options.policy;
         let mut head = BytesMut::new();
         let mut tries = Tries::new(policy);
@@ -65,7 +68,7 @@ impl HttpSource {
         }
         Ok(HttpSource {
             identity: Identity {
-                location: location.to_string(),
+                location: endpoint.canonical(),
                 size: pinned.size,
                 validator: pinned.validator.text(),
             },

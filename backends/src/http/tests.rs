@@ -213,3 +213,78 @@ async fn a_server_that_comes_back_within_the_deadline_is_waited_for() {
     assert_eq!(source.read(300_000..300_004).await.unwrap(), content(SIZE)[300_000..300_004]);
     back.await.unwrap();
 }
+
+/// A credentials file with `text`.
+fn credentials(dir: &tempfile::TempDir, text: &str) -> crate::Credentials {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.path().join("credentials.toml");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    crate::Credentials::load(Some(&path)).unwrap()
+}
+
+#[tokio::test]
+async fn authorization_goes_to_the_origin_alone_and_is_renewed_when_refused() {
+    let target = Origin::start(content(SIZE)).await.unwrap();
+    let front = Origin::start(content(SIZE)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let section = |password: &str| {
+        format!(
+            "[\"http://{}/\"]\npassword = \"{password}\"\nheaders = {{ X-Key = \"k3y\" }}",
+            front.address()
+        )
+    };
+    let options = options().with_credentials(credentials(&dir, &section("s3cret")));
+    let location: Location = format!("http://u@{}/images/a", front.address()).parse().unwrap();
+    let source = HttpSource::open(&location, &options).await.unwrap();
+    let head = front.heads().pop().unwrap();
+    // u:s3cret
+    assert!(
+        head.contains("authorization: basic dtpzm2nyzxq=\r\n") && head.contains("x-key: k3y\r\n"),
+        "{head}"
+    );
+    assert!(head.starts_with("GET /images/a "), "{head}");
+    // Refused, and the file says something else by now.
+    credentials(&dir, &section("new"));
+    front.lie([Lie::Status(401, String::new())]);
+    source.read(100_000..100_001).await.unwrap();
+    assert!(front.heads().pop().unwrap().contains("authorization: basic dtpuzxc=\r\n"));
+    // Refused, and it does not.
+    front.always(Lie::Status(401, String::new()));
+    let error = source.read(100_000..100_001).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Denied);
+    assert!(!format!("{error} {source:?} {options:?}").contains("s3cret"));
+    front.always(Lie::Status(307, format!("Location: {}\r\n", target.url("t"))));
+    source.read(200_000..200_001).await.unwrap();
+    let head = target.heads().pop().unwrap();
+    assert!(!head.contains("authorization") && !head.contains("x-key"), "{head}");
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn s3_requests_are_signed_and_addressed_as_configured() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = format!("endpoint = \"http://{}/base\"", origin.address());
+    let signed = format!(
+        "[\"s3://bucket/\"]\n{endpoint}\naccess_key = \"AK\"\nsecret_key = \"s3cret\"\nregion = \"eu-x\""
+    );
+    let options = options().with_credentials(credentials(&dir, &signed));
+    let location: Location = "s3://bucket/dir/a%20b?versionId=v1".parse().unwrap();
+    let source = HttpSource::open(&location, &options).await.unwrap();
+    let identity = format!("s3://bucket/dir/a%20b?versionId=v1 at http://{}", origin.address());
+    assert_eq!(source.identity().location, identity);
+    let head = origin.heads().pop().unwrap();
+    assert!(head.starts_with("GET /base/bucket/dir/a%20b?versionId=v1 "), "{head}");
+    assert!(
+        head.contains("authorization: aws4-hmac-sha256 credential=ak/") && head.contains("/eu-x/s3/"),
+        "{head}"
+    );
+    assert!(head.contains("signedheaders=host;x-amz-content-sha256;x-amz-date"), "{head}");
+    assert!(!format!("{source:?} {options:?}").contains("s3cret"));
+    let open = format!("[\"s3://bucket/\"]\n{endpoint}\nanonymous = true\nrequester_pays = true");
+    let options = options.with_credentials(credentials(&dir, &open));
+    HttpSource::open(&location, &options).await.unwrap();
+    let head = origin.heads().pop().unwrap();
+    assert!(!head.contains("authorization") && head.contains("x-amz-request-payer: requester\r\n"), "{head}");
+}

@@ -1,0 +1,124 @@
+//! S3: where an object is on a server, and the signature (SigV4) of a request for it.
+//!
+//! The bytes come through the same range engine as those of every other HTTP server. Credentials come from the
+//! credentials file, else from the environment, else from the AWS profile; the machine's own role is asked for only
+//! where the file says so.
+
+use super::auth::Auth;
+use super::client::Clients;
+use crate::credentials::Section;
+use crate::{Error, Kind, Location};
+use http::{HeaderMap, HeaderValue, Request};
+use reqsign_aws_v4::{
+    Credential, EnvCredentialProvider, IMDSv2CredentialProvider, ProfileCredentialProvider, RequestSigner,
+    StaticCredentialProvider,
+};
+use reqsign_core::{Context, OsEnv, ProvideCredentialChain};
+use reqsign_file_read_tokio::TokioFileRead;
+use reqsign_http_send_reqwest::ReqwestHttpSend;
+use url::Url;
+
+/// The region where nobody names one: what servers other than AWS expect or ignore.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// Signs requests for one bucket.
+#[derive(Debug)]
+pub(super) struct Signer {
+    signer: reqsign_core::Signer<Credential>,
+    location: Location,
+    requester_pays: bool,
+}
+
+impl Signer {
+    /// The headers that make a GET of `url` an authorized one. Only the host and `x-amz-` headers are signed, so
+    /// that proxies may touch the others.
+    pub(super) async fn headers(&self, url: &Url) -> Result<HeaderMap, Error> {
+        let failed = |what: String| Error::new(Kind::Denied, format!("{}: {what}", self.location));
+        let mut request = Request::get(url.as_str());
+        if self.requester_pays {
+            request = request.header("x-amz-request-payer", "requester");
+        }
+        request = request.header("x-amz-content-sha256", "UNSIGNED-PAYLOAD");
+        let (mut parts, ()) =
+            request.body(()).map_err(|_| failed("its URL cannot be signed".to_owned()))?.into_parts();
+        self.signer
+            .sign(&mut parts, None)
+            .await
+            .map_err(|error| failed(format!("the request cannot be signed: {error}")))?;
+        parts.headers.remove(http::header::HOST);
+        parts.headers.values_mut().for_each(|value| value.set_sensitive(true));
+        Ok(parts.headers)
+    }
+}
+
+/// The object's URL and how requests for it are authorized.
+pub(super) fn resolve(
+    location: &Location,
+    section: &Section,
+    clients: &Clients,
+) -> Result<(Url, Auth), Error> {
+    let wrong = |what: &str| Error::new(Kind::Location, format!("{location}: {what}"));
+    let s3 = location.as_url().ok_or_else(|| wrong("not an S3 location"))?;
+    let bucket = s3.host_str().ok_or_else(|| wrong("no bucket"))?;
+    let key = s3.path().trim_start_matches('/');
+    if key.is_empty() {
+        return Err(wrong("no key after the bucket"));
+    }
+    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let region = section
+        .region
+        .clone()
+        .or_else(|| env("AWS_REGION"))
+        .or_else(|| env("AWS_DEFAULT_REGION"))
+        .unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let endpoint =
+        section.endpoint.clone().or_else(|| env("AWS_ENDPOINT_URL_S3")).or_else(|| env("AWS_ENDPOINT_URL"));
+    // A dot in the bucket's name does not fit the certificate of a virtual host.
+    let path_style = section.path_style.unwrap_or(endpoint.is_some() || bucket.contains('.'));
+    let base = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+    let mut url = Url::parse(&base).map_err(|_| wrong("the endpoint in its credentials is not a URL"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(wrong("the endpoint in its credentials is not an HTTP URL"));
+    }
+    if path_style {
+        url.set_path(&format!("{}/{bucket}/{key}", url.path().trim_end_matches('/')));
+    } else {
+        let host = format!("{bucket}.{}", url.host_str().unwrap_or_default());
+        url.set_host(Some(&host)).map_err(|_| wrong("the bucket's name cannot be part of a host name"))?;
+        url.set_path(&format!("/{key}"));
+    }
+    url.set_query(s3.query());
+    if section.anonymous {
+        let mut headers = HeaderMap::new();
+        if section.requester_pays {
+            headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
+        }
+        return Ok((url, Auth::Headers(headers)));
+    }
+    let mut context = Context::new().with_file_read(TokioFileRead).with_env(OsEnv);
+    let mut chain = ProvideCredentialChain::new();
+    match (&section.access_key, &section.secret_key) {
+        (Some(access), Some(secret)) => {
+            let mut provider = StaticCredentialProvider::new(access, secret.reveal());
+            if let Some(token) = &section.session_token {
+                provider = provider.with_session_token(token.reveal());
+            }
+            chain = chain.push(provider);
+        }
+        (None, None) => {
+            let profile = ProfileCredentialProvider::new();
+            chain = match &section.profile {
+                Some(name) => chain.push(profile.with_profile(name)),
+                None => chain.push(EnvCredentialProvider::new()).push(profile),
+            };
+        }
+        _ => return Err(wrong("its credentials have only one of access_key and secret_key")),
+    }
+    if section.instance_metadata {
+        context = context.with_http_send(ReqwestHttpSend::new(clients.get("http", section)?));
+        chain = chain.push(IMDSv2CredentialProvider::new());
+    }
+    let signer = reqsign_core::Signer::new(context, chain, RequestSigner::new("s3", &region));
+    let signer = Signer { signer, location: location.clone(), requester_pays: section.requester_pays };
+    Ok((url, Auth::Signed(signer)))
+}
