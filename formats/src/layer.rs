@@ -35,7 +35,7 @@ pub struct Info {
     /// Whether the layer may hold compressed data.
     pub compressed: bool,
     /// Whether the layer has no allocation of its own, so that a hole in a file is a hole of the disk: raw, fixed
-    /// vhd, flat vmdk, and qcow2 whose data file is raw.
+    /// vhd and flat vmdk.
     pub follows_file: bool,
     /// Words for what is special about the image, for people: `zstd`, `dirty`, `extended-l2`, `streamOptimized`…
     pub features: Vec<String>,

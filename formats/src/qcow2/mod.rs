@@ -80,7 +80,7 @@ fn info(header: &Header) -> Info {
     let mut info = Info {
         cluster_size: Some(header.cluster()),
         compressed: header.data_file.is_none(),
-        follows_file: header.data_file.is_some() && header.data_file_raw,
+        follows_file: false,
         features: vec![format!("v{}", header.version)],
         warnings: Vec::new(),
     };

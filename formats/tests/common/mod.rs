@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod images;
+
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io;
