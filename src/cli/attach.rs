@@ -1,6 +1,6 @@
 //! `thinorigin attach` and `thinorigin detach`.
 
-use super::args::{Attach, Cache, Detach};
+use super::args::{Attach, Cache, Daemon, Detach};
 use super::reading;
 use crate::daemon::{AttachRequest, Client, spawn};
 use crate::error::{Error, Result};
@@ -10,6 +10,7 @@ use std::path::Path;
 
 /// Makes an image a kernel device and prints the device.
 pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
+    require_root(&args.daemon)?;
     let location = reading::parse(&args.location)?.absolute()?;
     let index = args.device.as_deref().map(device_index).transpose()?;
     let request = AttachRequest {
@@ -29,6 +30,7 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
 
 /// Detaches a device that `attach` made.
 pub(super) async fn detach(args: &Detach) -> Result<()> {
+    require_root(&args.daemon)?;
     let device = args.device.display();
     let index = device_index(&args.device)?;
     let client = Client::new(&args.daemon.admin)?;
@@ -38,6 +40,14 @@ pub(super) async fn detach(args: &Detach) -> Result<()> {
         None => {
             Err(Error::refused(format!("{device}: no running server has attached anything to this device")))
         }
+    }
+}
+
+/// Only root reaches the kernel, and the server that does it by default. Another server may be open to its owner.
+fn require_root(daemon: &Daemon) -> Result<()> {
+    match daemon.admin == crate::daemon::ADMIN && !rustix::process::geteuid().is_root() {
+        true => Err(Error::failed("attaching to the kernel needs root")),
+        false => Ok(()),
     }
 }
 

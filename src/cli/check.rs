@@ -45,6 +45,7 @@ pub(super) async fn run(args: OneImage, json: bool) -> Result<()> {
             }
         }
     }
+    image.settle().await?;
     report.ok = report.errors.is_empty();
     if json {
         output::json(&report)?;

@@ -59,7 +59,9 @@ impl Info {
 
 /// Describes an image.
 pub(super) async fn run(args: OneImage, json: bool) -> Result<()> {
-    let info = Info::of(&args.reading.open(&args.location).await?);
+    let image = args.reading.open(&args.location).await?;
+    let info = Info::of(&image);
+    image.settle().await?;
     if json {
         return output::json(&info);
     }

@@ -40,6 +40,7 @@ pub(super) async fn run(args: OneImage, json: bool) -> Result<()> {
     while let Some(stretch) = walk.next().await? {
         entries.push(Entry::from(stretch));
     }
+    image.settle().await?;
     if json {
         return output::json(&entries);
     }

@@ -28,7 +28,7 @@ pub(super) async fn cat(args: Cat) -> Result<()> {
     })?;
     let mut reads = stream::iter(steps(start..end))
         .map(|step| {
-            let image = &image;
+            let image: &Image = &image;
             async move { image.read(step.start, step.end - step.start).await }
         })
         .buffered(AHEAD);
@@ -51,7 +51,8 @@ pub(super) async fn cat(args: Cat) -> Result<()> {
             }
         }
     }
-    Ok(())
+    drop(reads);
+    image.settle().await
 }
 
 #[derive(Serialize)]
@@ -71,7 +72,7 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     let total = stored.iter().map(|range| range.end - range.start).sum();
     let bar = output::progress(total, "warming");
     let reads = stream::iter(stored.into_iter().flat_map(steps)).map(|step| {
-        let (image, bar) = (&image, &bar);
+        let (image, bar): (&Image, _) = (&image, &bar);
         async move {
             image.read(step.start, step.end - step.start).await?;
             bar.inc(step.end - step.start);
@@ -80,10 +81,12 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     });
     reads.buffer_unordered(AHEAD).try_collect::<()>().await?;
     bar.finish_and_clear();
+    let location = image.location().to_string();
+    image.settle().await?;
     if json {
-        return output::json(&Warmed { location: image.location().to_string(), read_bytes: total });
+        return output::json(&Warmed { location, read_bytes: total });
     }
-    output::line(&format!("{}: {} in the cache", image.location(), Size(total)))
+    output::line(&format!("{location}: {} in the cache", Size(total)))
 }
 
 /// The parts of `ranges` that are not known to be zero.

@@ -18,10 +18,43 @@ impl Reading {
         })
     }
 
-    /// Opens the image at `location`.
-    pub(crate) async fn open(&self, location: &str) -> Result<Image> {
-        Image::open(&parse(location)?, &self.options()?).await
+    /// Opens the image at `location` for one command.
+    pub(crate) async fn open(&self, location: &str) -> Result<Opened> {
+        let options = self.options()?;
+        let image = Image::open(&parse(location)?, &options).await?;
+        Ok(Opened { image, store: options.store })
     }
+}
+
+/// An image that a command reads, and the cache behind it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    image: Image,
+    store: Option<Store>,
+}
+
+impl Opened {
+    /// Makes what the command fetched durable, so that the next one does not fetch it again.
+    pub(crate) async fn settle(self) -> Result<()> {
+        match self.store {
+            Some(store) => settle(store).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Image;
+
+    fn deref(&self) -> &Image {
+        &self.image
+    }
+}
+
+/// Makes everything in `store` durable.
+pub(super) async fn settle(store: Store) -> Result<()> {
+    let saved = tokio::task::spawn_blocking(move || store.sync()).await;
+    saved.map_err(|_| Error::failed("saving the cache ended before its time"))
 }
 
 impl Cache {

@@ -7,7 +7,7 @@ use crate::daemon::{Attachments, Entry, Registry, admin_path};
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
 use nbd::{Limits, Listener, Server};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ const SOCKET: &str = "/run/thinorigin/nbd.sock";
 /// Serves until SIGTERM or SIGINT, then answers what is under way and ends.
 pub(super) async fn run(args: Serve) -> Result<()> {
     let options = args.reading.options()?;
+    let store = options.store.clone();
     let registry = Arc::new(Registry::new(entries(&args.exports, &options)?)?);
     let sockets = Sockets::bind(&args).await?;
     if !args.lazy {
@@ -72,10 +73,10 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     while let Some(ended) = tasks.join_next().await {
         outcome = outcome.and(flatten(ended));
     }
-    for path in sockets.remove {
-        // A path that somebody else removed already is as good as removed.
-        let _ = std::fs::remove_file(path);
+    if let Some(store) = store {
+        outcome = outcome.and(reading::settle(store).await);
     }
+    drop(sockets.files);
     outcome
 }
 
@@ -137,8 +138,31 @@ fn default_name(file_name: &str) -> String {
 struct Sockets {
     nbd: Vec<(Listener, String)>,
     admin: Option<(UnixListener, PathBuf)>,
-    /// Paths of ours to be removed at the end.
-    remove: Vec<PathBuf>,
+    files: SocketFiles,
+}
+
+/// Socket files of ours; removed when this is dropped, so that a server that does not start leaves none either.
+#[derive(Default)]
+struct SocketFiles(Vec<(PathBuf, u64)>);
+
+impl SocketFiles {
+    /// Adds the socket just bound at `path`.
+    fn add(&mut self, path: PathBuf) {
+        let inode = std::fs::symlink_metadata(&path).map_or(0, |file| file.ino());
+        self.0.push((path, inode));
+    }
+}
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        for (path, inode) in &self.0 {
+            // Another server may have put its own socket there since this one stopped listening.
+            if std::fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode) {
+                // A path that somebody else removed already is as good as removed.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
 }
 
 impl Sockets {
@@ -148,7 +172,7 @@ impl Sockets {
         if let Some(address) = &args.admin {
             let path = admin_path(address)?;
             sockets.admin = Some((bind_unix(&path).await?, path.clone()));
-            sockets.remove.push(path);
+            sockets.files.add(path);
         }
         for path in &args.unix {
             sockets.add_unix(path).await?;
@@ -167,7 +191,7 @@ impl Sockets {
     async fn add_unix(&mut self, path: &Path) -> Result<()> {
         let listener = bind_unix(path).await?;
         self.nbd.push((Listener::Unix(listener), format!("unix {}", path.display())));
-        self.remove.push(path.to_owned());
+        self.files.add(path.to_owned());
         Ok(())
     }
 

@@ -1,0 +1,184 @@
+//! Every format, from a file and over HTTP: what NBD clients of others read through our export is, byte for byte, what
+//! qemu-img decodes from the same image.
+
+mod common;
+
+use common::{Dir, Http, Server, assert_same_bytes, has, oracle, run, text};
+use std::fs;
+use std::path::Path;
+
+const TOOLS: [&str; 5] = ["qemu-img", "nbdcopy", "nbdinfo", "nginx", "setsid"];
+
+/// Makes an image of the guest's disk with these arguments of `qemu-img convert`, and checks it.
+fn check(test: &str, format: &str, arguments: &[&str]) {
+    if !has(test, &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let disk = dir.guest_disk("disk");
+    let image = dir.join("image.img");
+    let convert = [&["convert", "-f", "raw", "-O", format], arguments, &[text(&disk), text(&image)]].concat();
+    run("qemu-img", &convert);
+    check_image(&dir, &image, format);
+}
+
+fn check_image(dir: &Dir, image: &Path, format: &str) {
+    let wanted = oracle(image, format);
+    assert!(wanted.iter().any(|byte| *byte != 0), "the image is to hold something");
+
+    let server = Server::start(dir, &["--no-cache", text(image)]);
+    check_export("from a file", dir, &server, image, format, &wanted);
+    server.terminate();
+
+    let http = Http::start(dir);
+    let location = format!("{}/{}", http.url, image.file_name().unwrap().to_str().unwrap());
+    let cache = dir.join("cache");
+    for (round, arguments) in [
+        ("over HTTP", vec!["--no-cache"]),
+        ("over HTTP, through a new cache", vec!["--cache", text(&cache)]),
+        ("over HTTP, from the cache of another run", vec!["--cache", text(&cache)]),
+    ] {
+        let server = Server::start(dir, &[arguments, vec![&location]].concat());
+        check_export(round, dir, &server, image, format, &wanted);
+        server.terminate();
+    }
+}
+
+/// Reads the default export and the one called `image` with the clients of two projects.
+fn check_export(round: &str, dir: &Dir, server: &Server, image: &Path, format: &str, wanted: &[u8]) {
+    let copy = dir.join("copy");
+    run("nbdcopy", &[&server.uri("image"), text(&copy)]);
+    assert_same_bytes(&format!("nbdcopy {round}"), &fs::read(&copy).unwrap(), wanted);
+    fs::remove_file(&copy).unwrap();
+
+    let compared = run("qemu-img", &["compare", "-f", "raw", "-F", format, &server.uri(""), text(image)]);
+    let said = String::from_utf8_lossy(&compared.stdout);
+    assert!(said.contains("Images are identical"), "qemu-img compare {round}: {said}");
+
+    let info = run("nbdinfo", &["--json", &server.uri("image")]);
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(export["export-size"], wanted.len(), "{round}");
+    assert_eq!(export["is_read_only"], true, "{round}");
+
+    let info = run("qemu-img", &["info", "--output=json", &server.uri("")]);
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(info["virtual-size"], wanted.len(), "{round}");
+}
+
+#[test]
+fn raw() {
+    check("raw", "raw", &[]);
+}
+
+#[test]
+fn qcow2_version_2() {
+    check("qcow2_version_2", "qcow2", &["-o", "compat=0.10"]);
+}
+
+#[test]
+fn qcow2_version_3() {
+    check("qcow2_version_3", "qcow2", &["-o", "compat=1.1"]);
+}
+
+#[test]
+fn qcow2_with_small_clusters() {
+    check("qcow2_with_small_clusters", "qcow2", &["-o", "cluster_size=512"]);
+}
+
+#[test]
+fn qcow2_with_large_clusters() {
+    check("qcow2_with_large_clusters", "qcow2", &["-c", "-o", "cluster_size=2M"]);
+}
+
+#[test]
+fn qcow2_compressed_with_zlib() {
+    check("qcow2_compressed_with_zlib", "qcow2", &["-c"]);
+}
+
+#[test]
+fn qcow2_compressed_with_zstd() {
+    check("qcow2_compressed_with_zstd", "qcow2", &["-c", "-o", "compression_type=zstd"]);
+}
+
+#[test]
+fn qcow2_with_zero_clusters() {
+    check("qcow2_with_zero_clusters", "qcow2", &["-S", "0", "-o", "preallocation=metadata"]);
+}
+
+#[test]
+fn vhd_dynamic() {
+    check("vhd_dynamic", "vpc", &["-o", "subformat=dynamic,force_size=on"]);
+}
+
+#[test]
+fn vhd_fixed() {
+    check("vhd_fixed", "vpc", &["-o", "subformat=fixed,force_size=on"]);
+}
+
+#[test]
+fn vmdk_monolithic_sparse() {
+    check("vmdk_monolithic_sparse", "vmdk", &["-o", "subformat=monolithicSparse"]);
+}
+
+#[test]
+fn vmdk_stream_optimized() {
+    check("vmdk_stream_optimized", "vmdk", &["-o", "subformat=streamOptimized"]);
+}
+
+#[test]
+fn qcow2_on_a_backing_file_of_another_format() {
+    if !has("qcow2_on_a_backing_file_of_another_format", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let disk = dir.guest_disk("disk");
+    run(
+        "qemu-img",
+        &[
+            "convert",
+            "-O",
+            "vmdk",
+            "-o",
+            "subformat=streamOptimized",
+            text(&disk),
+            text(&dir.join("base.vmdk")),
+        ],
+    );
+    let image = dir.join("image.qcow2");
+    // The overlay is longer than what it lies on: beyond its end it reads as zeroes.
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.vmdk", "-F", "vmdk", text(&image), "12M"]);
+    for write in ["write -P 0x5a 65000 1500", "write -z 4194304 131072", "write -P 0xa5 12582400 512"] {
+        run("qemu-io", &["-c", write, text(&image)]);
+    }
+    check_image(&dir, &image, "qcow2");
+}
+
+#[test]
+fn a_restarted_server_fetches_nothing_twice() {
+    if !has("a_restarted_server_fetches_nothing_twice", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let disk = dir.guest_disk("disk");
+    let image = dir.join("image.qcow2");
+    run("qemu-img", &["convert", "-c", "-O", "qcow2", text(&disk), text(&image)]);
+    let http = Http::start(&dir);
+    let location = format!("{}/image.qcow2", http.url);
+    let arguments = ["--cache", text(&dir.join("cache")), &location].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut fetched = Vec::new();
+    for _ in 0..2 {
+        let server = Server::start(&dir, &arguments);
+        run("nbdcopy", &[&server.uri(""), "null:"]);
+        server.terminate();
+        fetched.push(http.bytes_sent());
+    }
+    let size = fs::metadata(&image).unwrap().len();
+    let (first, second) = (fetched[0], fetched[1] - fetched[0]);
+    // The whole of the image is fetched once; opening it costs its first 64 KiB each time, since the answer that tells
+    // the object's identity brings them along.
+    let head = 64 << 10;
+    assert!(first <= size + size / 4 + head, "{first} bytes were fetched of an image of {size}");
+    assert!(second <= head, "{second} bytes of {size} were fetched again after a restart");
+}
