@@ -5,7 +5,17 @@ use std::path::Path;
 use thinorigin_backends::{Credentials, Options, Source};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> std::process::ExitCode {
+    match run().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cat: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let location = arguments.next().ok_or("usage: cat LOCATION [CREDENTIALS-FILE]")?.parse()?;
     let credentials = Credentials::load(arguments.next().as_deref().map(Path::new))?;

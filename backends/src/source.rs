@@ -105,10 +105,12 @@ pub async fn open(location: &Location, options: &Options) -> Result<AnySource, E
         Scheme::Http | Scheme::Https => {
             Ok(AnySource::Http(Box::new(HttpSource::open(location, options).await?)))
         }
-        Scheme::S3 | Scheme::Nfs | Scheme::Smb => Err(Error::new(
-            Kind::Unsupported,
-            format!("{location}: this build cannot read from such servers"),
-        )),
+        #[cfg(feature = "s3")]
+        Scheme::S3 => Ok(AnySource::Http(Box::new(HttpSource::open(location, options).await?))),
+        other => {
+            let name = format!("{other:?}").to_lowercase();
+            Err(Error::new(Kind::Unsupported, format!("{location}: this build cannot read {name} locations")))
+        }
     }
 }
 

@@ -284,7 +284,7 @@ async fn s3_requests_are_signed_and_addressed_as_configured() {
     assert!(!format!("{source:?} {options:?}").contains("s3cret"));
     let open = format!("[\"s3://bucket/\"]\n{endpoint}\nanonymous = true\nrequester_pays = true");
     let options = options.with_credentials(credentials(&dir, &open));
-    HttpSource::open(&location, &options).await.unwrap();
+    crate::open(&location, &options).await.unwrap();
     let head = origin.heads().pop().unwrap();
     assert!(!head.contains("authorization") && head.contains("x-amz-request-payer: requester\r\n"), "{head}");
 }
