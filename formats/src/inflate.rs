@@ -1,7 +1,7 @@
 //! Decoding of compressed units, with the output capped by what the unit says it holds.
 
 use crate::{Codec, FormatError, Result, Unit, limits};
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress};
 use std::cell::RefCell;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
@@ -70,7 +70,7 @@ impl Inflater {
         match codec {
             Codec::Deflate => {
                 self.deflate.reset(false);
-                inflate(&mut self.deflate, stored, clear).map(|_| ())
+                inflate(&mut self.deflate, stored, clear)
             }
             Codec::Zlib => self.zlib(stored, clear),
             Codec::Grain { lba } => self.zlib(grain(stored, lba)?, clear),
@@ -80,16 +80,7 @@ impl Inflater {
 
     fn zlib(&mut self, stored: &[u8], clear: &mut [u8]) -> Result<()> {
         self.zlib.reset(true);
-        let (rest, ended) = inflate(&mut self.zlib, stored, clear)?;
-        if ended {
-            return Ok(());
-        }
-        // The output is complete, but the checksum behind it has not been looked at. Give the decoder room for one
-        // byte more: a stream of exactly this length ends, and is verified, before it needs it.
-        match self.zlib.decompress(rest, &mut [0], FlushDecompress::Finish) {
-            Err(_) => Err(FormatError::Compressed { rule: "the zlib checksum does not match" }),
-            Ok(_) => Ok(()),
-        }
+        inflate(&mut self.zlib, stored, clear)
     }
 
     fn zstd(&mut self, stored: &[u8], clear: &mut [u8]) -> Result<()> {
@@ -122,16 +113,15 @@ fn new_zstd() -> std::io::Result<Decoder<'static>> {
     Ok(decoder)
 }
 
-/// Fills `clear` from `stored`; returns the input that was not used, and whether the stream has ended.
-fn inflate<'a>(stream: &mut Decompress, stored: &'a [u8], clear: &mut [u8]) -> Result<(&'a [u8], bool)> {
-    let status = stream
+/// Fills `clear` from `stored`. A stream of exactly this length is followed to its end, where zlib has its checksum.
+fn inflate(stream: &mut Decompress, stored: &[u8], clear: &mut [u8]) -> Result<()> {
+    stream
         .decompress(stored, clear, FlushDecompress::Finish)
-        .map_err(|_| FormatError::Compressed { rule: "the deflate stream is damaged" })?;
-    let used = usize::try_from(stream.total_in()).unwrap_or(usize::MAX);
+        .map_err(|_| FormatError::Compressed { rule: "the deflate stream or its checksum is damaged" })?;
     if usize::try_from(stream.total_out()).ok() != Some(clear.len()) {
         return Err(FormatError::Compressed { rule: "the deflate stream ends too soon" });
     }
-    Ok((stored.get(used..).unwrap_or_default(), status == Status::StreamEnd))
+    Ok(())
 }
 
 /// The data behind a grain marker (VMware Virtual Disk Format 1.1, "Compressed grains").

@@ -160,10 +160,8 @@ fn cid(value: &str) -> Result<u32> {
 
 /// A file name as it may stand in a message. Empty ones are written where the extent is the file itself.
 fn name(text: &str) -> Result<String> {
-    if text.is_empty() || text.len() > NAME_BYTES || text.chars().any(char::is_control) {
-        return Err(refused(
-            "a file name in it is empty, longer than 1024 bytes, or holds control characters",
-        ));
+    if text.len() > NAME_BYTES || text.chars().any(char::is_control) {
+        return Err(refused("a file name in it is longer than 1024 bytes, or holds control characters"));
     }
     Ok(text.to_owned())
 }
