@@ -1,24 +1,15 @@
-//! A server of one disk in memory: the whole of what an export has to say.
-//!
-//! `memory SOCKET SIZE [FILE]` serves `SIZE` bytes on a unix domain socket, or the bytes of `FILE`, as the export `disk`
-//! and as the default. Blocks of 64 KiB that are all zeros are holes. With `FILE`, reads are answered from the file, not
-//! from a copy in memory.
+//! A disk that is at hand: in memory, or in a file.
 
 use bytes::Bytes;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use thinorigin_nbd::{
-    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Limits, Segment, Segments, Server,
-};
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use thinorigin_nbd::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
 
 const BLOCK: u64 = 64 << 10;
 
 /// A disk: what it holds, block by block, and the file it came from.
-struct Disk {
+pub(crate) struct Disk {
     size: u64,
     /// `None` is a hole.
     blocks: Vec<Option<Bytes>>,
@@ -26,7 +17,8 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(size: u64, file: Option<File>) -> std::io::Result<Self> {
+    /// `size` bytes: those of `file`, or a pattern.
+    pub(crate) fn open(size: u64, file: Option<File>) -> std::io::Result<Self> {
         let mut blocks = Vec::new();
         for start in (0..size).step_by(BLOCK as usize) {
             let mut block = vec![0; BLOCK.min(size - start) as usize];
@@ -105,7 +97,7 @@ impl Export for Disk {
 }
 
 /// One export under two names.
-struct One(Arc<Disk>);
+pub(crate) struct One(pub(crate) Arc<Disk>);
 
 impl Exports for One {
     type Export = Disk;
@@ -117,29 +109,4 @@ impl Exports for One {
     fn names(&self) -> Vec<String> {
         vec!["disk".into()]
     }
-}
-
-#[tokio::main]
-async fn main() -> std::io::Result<()> {
-    let mut args = std::env::args().skip(1);
-    let (Some(socket), Some(size)) = (args.next(), args.next().and_then(|size| size.parse().ok())) else {
-        eprintln!("usage: memory SOCKET SIZE [FILE]");
-        std::process::exit(2);
-    };
-    let file = args.next().map(File::open).transpose()?;
-    let size = file.as_ref().map(File::metadata).transpose()?.map_or(size, |metadata| metadata.len());
-    let server = Server::new(Arc::new(One(Arc::new(Disk::open(size, file)?))), Limits::default());
-    let listener = UnixListener::bind(&socket)?;
-    let shutdown = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn({
-        let shutdown = shutdown.clone();
-        async move {
-            terminate.recv().await;
-            shutdown.cancel();
-        }
-    });
-    eprintln!("ready: {size} bytes on {socket}");
-    server.serve(listener.into(), shutdown).await?;
-    std::fs::remove_file(&socket)
 }
