@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(memo.get(1, || async { Err(5) }).await, Err(5));
         assert_eq!(memo.get(1, || async { Ok::<_, i32>(value(1)) }).await, Ok(value(1)));
 
-        let stuck = memo.get(2, || std::future::pending::<Result<Bytes, ()>>());
+        let stuck = memo.get(2, std::future::pending::<Result<Bytes, ()>>);
         assert!(tokio::time::timeout(std::time::Duration::from_millis(5), stuck).await.is_err());
         assert_eq!(memo.get(2, || async { Ok::<_, ()>(value(2)) }).await, Ok(value(2)));
     }

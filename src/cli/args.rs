@@ -67,6 +67,10 @@ pub(crate) struct Reading {
     /// files in the image's own directory on the same server are opened)
     #[arg(long = "allow-reference", value_name = "PREFIX")]
     pub(crate) allow_reference: Vec<String>,
+    /// What servers are shown: sections by location prefix, in a file that only its owner may read [default:
+    /// /etc/thinorigin/credentials.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) credentials: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cache: Cache,
 }

@@ -1,6 +1,6 @@
 //! `thinorigin attach` and `thinorigin detach`.
 
-use super::args::{Attach, Cache, Daemon, Detach};
+use super::args::{Attach, Cache, Daemon, Detach, Reading};
 use super::reading;
 use crate::daemon::{AttachRequest, Client, spawn};
 use crate::error::{Error, Result};
@@ -17,11 +17,11 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
         location: location.secret_form(),
         key: format!("cli:{}", uuid::Uuid::new_v4()),
         format: args.reading.format.map(|format| formats::Format::from(format).to_string()),
-        allow_reference: args.reading.allow_reference,
+        allow_reference: args.reading.allow_reference.clone(),
         pin: None,
         index,
     };
-    let attached = spawn::attach(&args.daemon.admin, &args.reading.cache.to_args(), &request).await?;
+    let attached = spawn::attach(&args.daemon.admin, &args.reading.to_args(), &request).await?;
     match json {
         true => output::json(&attached),
         false => output::line(&attached.device),
@@ -57,6 +57,20 @@ fn device_index(device: &Path) -> Result<u32> {
     number
         .and_then(|number| number.parse().ok())
         .ok_or_else(|| Error::usage(format!("{}: not an nbd device: use /dev/nbdN", device.display())))
+}
+
+impl Reading {
+    /// What a server that is started needs of the options, as arguments again.
+    fn to_args(&self) -> Vec<OsString> {
+        let mut args = self.cache.to_args();
+        if let Some(file) = &self.credentials {
+            args.extend([
+                "--credentials".into(),
+                std::path::absolute(file).unwrap_or_else(|_| file.clone()).into(),
+            ]);
+        }
+        args
+    }
 }
 
 impl Cache {

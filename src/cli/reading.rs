@@ -3,8 +3,8 @@
 use super::args::{Cache, Reading};
 use crate::error::{Error, Result};
 use crate::image::{Gate, Image, OpenOptions};
-use backends::Location;
 use backends::cache::Store;
+use backends::{Credentials, Location};
 use std::path::PathBuf;
 
 impl Reading {
@@ -14,7 +14,8 @@ impl Reading {
             format: self.format.map(Into::into),
             gate: Gate { allow: self.allow_reference.clone() },
             store: self.cache.open()?,
-            sources: backends::Options::default(),
+            sources: backends::Options::default()
+                .with_credentials(Credentials::load(self.credentials.as_deref())?),
         })
     }
 

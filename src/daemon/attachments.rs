@@ -170,7 +170,7 @@ impl Attachments {
             match blocking(move || device.disconnect_unused()).await {
                 Ok(()) => tracing::warn!("/dev/nbd{index}: let go of a device that no record explains"),
                 Err(error) => {
-                    tracing::error!("/dev/nbd{index}: no record explains this device of ours: {error}")
+                    tracing::error!("/dev/nbd{index}: no record explains this device of ours: {error}");
                 }
             }
         }

@@ -62,6 +62,16 @@ impl Content {
         }
     }
 
+    /// Whether the byte at `at` is stored, or in a hole that reads as zeros, and up to where that is so. Only local
+    /// files tell; elsewhere everything counts as stored.
+    pub(crate) fn stored(&self, at: u64) -> (bool, u64) {
+        match self {
+            _ if at >= self.len() => (false, u64::MAX),
+            Content::Local(source, _) if let AnySource::File(file) = &**source => file.extent(at),
+            _ => (true, self.len()),
+        }
+    }
+
     /// Where `range`, which lies inside the file, is in local files, if all of it is. Does not wait.
     pub(crate) fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
         match self {

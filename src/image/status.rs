@@ -2,7 +2,7 @@
 
 use super::Image;
 use crate::error::Result;
-use formats::{Extent, Kind};
+use formats::{Extent, Format, Kind};
 
 /// A stretch of the disk with one status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +65,27 @@ impl Walk<'_> {
             return Ok(None);
         }
         let extent = self.image.extent(self.at, self.end - self.at).await?;
-        self.at += extent.len;
-        Ok(Some(Stretch::from(extent)))
+        let stretch = self.image.stretch(extent)?;
+        self.at += stretch.len;
+        Ok(Some(stretch))
+    }
+}
+
+impl Image {
+    /// The status of `extent`, or of its first part.
+    fn stretch(&self, extent: Extent) -> Result<Stretch> {
+        let mut stretch = Stretch::from(extent);
+        let layer = &self.layer(extent.layer)?.files;
+        if let Kind::Data { file, at } = extent.kind
+            && layer.layer.info().follows_file
+        {
+            let (stored, end) = layer.file(file)?.stored(at);
+            stretch.len = stretch.len.min(end.saturating_sub(at)).max(1);
+            stretch.zero = !stored;
+            // Only where there is no format at all does a hole count as "no data".
+            stretch.data = stored || layer.layer.format() != Format::Raw;
+        }
+        Ok(stretch)
     }
 }
 

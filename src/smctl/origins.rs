@@ -3,7 +3,7 @@
 use crate::daemon::{AttachRequest, Client, spawn};
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenOptions};
-use backends::Location;
+use backends::{Credentials, Location};
 use sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::ffi::OsString;
 use tokio::runtime::Runtime;
@@ -39,8 +39,9 @@ impl Origins for Server {
     fn probe(&mut self, location: &str) -> std::result::Result<Probed, OriginError> {
         let open = async {
             let location: Location = location.parse::<Location>()?.absolute()?;
+            let sources = backends::Options::default().with_credentials(Credentials::load(None)?);
             // Nothing is read but headers, so a cache would only be in the way.
-            let image = Image::open(&location, &OpenOptions::default()).await?;
+            let image = Image::open(&location, &OpenOptions { sources, ..OpenOptions::default() }).await?;
             Ok::<_, Error>(Probed {
                 virtual_size: image.virtual_size(),
                 format: image.format().to_string(),
