@@ -39,8 +39,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Good images, each with the ranges that hold its metadata.
-fn seeds() -> Vec<(Format, Vec<u8>, Vec<(usize, usize)>)> {
+/// A good image, and the ranges (start and length) that hold its metadata.
+type Seed = (Format, Vec<u8>, Vec<(usize, usize)>);
+
+/// Good images of all formats that can be built without a tool.
+fn seeds() -> Vec<Seed> {
     let mut compressed = qcow2();
     let stored = deflate(&[0x44; 0x10000]);
     put(&mut compressed, 0x20000, &(0x30000u64 | 1 << 62).to_be_bytes());
