@@ -51,3 +51,6 @@ impl From<bool> for Outcome {
         if changed { Self::Changed } else { Self::Unchanged }
     }
 }
+
+#[cfg(test)]
+mod sim;

@@ -9,6 +9,8 @@ mod sr;
 mod vdi;
 
 pub use sr::{SrCreate, SrDestroy};
+#[cfg(test)]
+pub(crate) use vdi::location as location_of;
 pub use vdi::{VdiClone, VdiCreate, VdiIntroduce};
 
 use crate::Outcome;

@@ -46,11 +46,7 @@ impl Controller {
     /// `Failed` if the location holds no image that can be opened.
     pub fn vdi_introduce(&mut self, sr: &str, request: &VdiIntroduce) -> Result<Report<VdiInfo>> {
         let mut open = self.open_sr(sr)?;
-        let probed = self
-            .world
-            .origins
-            .probe(&request.location)
-            .map_err(|e| Error::failed(format!("cannot open {}: {e}", request.location)))?;
+        let probed = self.world.origins.probe(&request.location).map_err(|e| Error::failed(e.message))?;
         let vdi = Vdi {
             uuid: Uuid::new_v4(),
             name: request.name.clone().unwrap_or_else(|| name_of(&probed.location)),
@@ -305,7 +301,7 @@ impl Controller {
 }
 
 /// Where a template's image is.
-pub(super) fn location(vdi: &Vdi) -> Option<String> {
+pub(crate) fn location(vdi: &Vdi) -> Option<String> {
     match &vdi.body {
         Body::Template { location, .. } => Some(location.clone()),
         Body::Thin { .. } | Body::Thick => None,

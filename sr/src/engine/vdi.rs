@@ -112,11 +112,14 @@ impl World {
                 session.catalog.commit(&changes)?;
             }
             Step::Perform(intent) => self.perform(intent, seen, session)?,
-            Step::Undo(Intent::Make { vdi, .. }) => {
-                let id = vdi.thin_id().unwrap_or_default();
-                return self.delete_thin(session, id);
+            Step::Undo(intent) => {
+                if let Intent::Make { vdi, .. } = intent {
+                    self.delete_thin(session, vdi.thin_id().unwrap_or_default())?;
+                }
+                let mut ledger = seen.ledger.clone();
+                ledger.intent = None;
+                session.catalog.commit(&[Change::Ledger(ledger)])?;
             }
-            Step::Undo(Intent::Drop { .. }) => {}
             Step::Commit(intent) => {
                 let mut ledger = seen.ledger.clone();
                 ledger.transaction_id += 1;
@@ -128,11 +131,6 @@ impl World {
                 }
                 changes.push(Change::Ledger(ledger));
                 session.catalog.commit(&changes)?;
-            }
-            Step::Abandon(_) => {
-                let mut ledger = seen.ledger.clone();
-                ledger.intent = None;
-                session.catalog.commit(&[Change::Ledger(ledger)])?;
             }
             Step::Put(vdi) => session.catalog.commit(&[Change::Put(vdi.as_ref().clone())])?,
             Step::RemoveRecord { vdi, .. } => session.catalog.commit(&[Change::Remove(*vdi)])?,

@@ -144,6 +144,8 @@ fn create(spec: &SrSpec, seen: &SrSeen) -> Result<Vec<Step>> {
             size: META_SIZE,
             tags: spec.tags(),
         });
+    } else if seen.records.is_none() {
+        steps.push(Step::Activate { vg: spec.vg.clone(), lv: meta.clone() });
     }
     match (seen.pool_volume(), &spec.adopt) {
         (Some(lv), _) => steps.extend(check_pool(spec, seen, lv)?),
@@ -174,7 +176,7 @@ fn create_group(spec: &SrSpec, seen: &SrSeen) -> Result<Option<Step>> {
             return Ok(None);
         }
         return Err(Error::refused(format!(
-            "a volume group {} exists already: choose another name, or 'smctl sr introduce' it",
+            "a volume group {} exists already: choose another name",
             spec.vg
         )));
     }

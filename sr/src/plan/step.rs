@@ -42,12 +42,11 @@ pub(crate) enum Step {
     RecordIntent(Intent),
     /// Does the recorded operation on the pool and moves the transaction id.
     Perform(Intent),
-    /// Undoes whatever of the recorded operation was done.
+    /// Undoes whatever of the recorded operation was done, and forgets it. One step, because what was done in the pool
+    /// cannot be seen.
     Undo(Intent),
     /// Records the outcome of the operation.
     Commit(Intent),
-    /// Forgets an operation that was undone.
-    Abandon(Intent),
     /// Writes a VDI's record.
     Put(Box<Vdi>),
     /// Removes a VDI's record.
@@ -135,7 +134,6 @@ impl fmt::Display for Step {
                 write!(f, "record VDI '{}' ({})", vdi.name, vdi.uuid)
             }
             Self::Commit(Intent::Drop { id }) => write!(f, "record that thin device {id} is gone"),
-            Self::Abandon(intent) => write!(f, "forget the unfinished attempt to {}", Doing(intent)),
             Self::Put(vdi) => write!(f, "record VDI '{}' ({})", vdi.name, vdi.uuid),
             Self::RemoveRecord { vdi, name } => write!(f, "remove the record of VDI '{name}' ({vdi})"),
             Self::OpenOrigin { template, name, location } => {

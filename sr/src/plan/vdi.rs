@@ -145,10 +145,7 @@ fn settle(intent: &Intent, seen: &Seen) -> Result<Vec<Step>> {
     } else if seen.status.transaction_id == from {
         match intent {
             // Nobody was told that it was made.
-            Intent::Make { .. } => {
-                steps.push(Step::Undo(intent.clone()));
-                steps.push(Step::Abandon(intent.clone()));
-            }
+            Intent::Make { .. } => steps.push(Step::Undo(intent.clone())),
             // The record is gone, so the device must go.
             Intent::Drop { .. } => steps.extend(go_on(intent, seen)?),
         }
@@ -246,7 +243,7 @@ fn make(vdi: &Vdi, from: Option<Uuid>, seen: &Seen) -> Result<Vec<Step>> {
         }
         if source.body == Body::Thick {
             return Err(Error::refused(format!(
-                "VDI '{}' is preallocated and cannot be cloned or snapshotted: 'smctl vdi copy' makes a copy",
+                "VDI '{}' is preallocated and cannot be cloned or snapshotted",
                 source.name
             )));
         }
@@ -314,7 +311,7 @@ fn gone(seen: &Seen) -> Result<Vec<Step>> {
             n => (format!("{n} VDIs"), "show"),
         };
         return Err(Error::refused(format!(
-            "{number} still {verb} data of template '{}' ({}): destroy or flatten what was cloned from it first",
+            "{number} still {verb} data of template '{}' ({}): destroy what was cloned from it first",
             vdi.name, vdi.uuid
         )));
     }

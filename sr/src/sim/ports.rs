@@ -1,0 +1,439 @@
+//! The ports on the simulated world.
+
+use super::{Mutation, Records, Sim, SimDevice, SimLv, node};
+use crate::catalog::{Catalog, Media};
+use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, PoolMessage, Table, Target};
+use crate::error::{Error, Result};
+use crate::host::{Attached, Disk, Host};
+use crate::lvm::{Found, Lv, Lvm, PoolSpec, Pv, Vg};
+use crate::names::{self, DmName};
+use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
+use crate::{OriginDevice, OriginError, Origins, Outcome, Probed};
+use std::cell::{RefCell, RefMut};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use uuid::Uuid;
+
+pub(super) const DM: u32 = 253;
+pub(super) const NBD: u32 = 43;
+const EXTENT: u64 = 4 << 20;
+const GROUP: u64 = 10 << 30;
+
+pub(super) struct Port(pub(super) Rc<RefCell<Sim>>);
+
+impl Port {
+    fn sim(&self) -> RefMut<'_, Sim> {
+        self.0.borrow_mut()
+    }
+
+    fn effect(&self, run: impl FnOnce(&mut Sim)) -> Result<()> {
+        self.sim().effect(run).ok_or_else(|| Error::failed("the process died"))
+    }
+}
+
+fn lv_name(sim: &Sim, lv: &str) -> String {
+    names::lv_device(sim.group.as_ref().map_or("", |group| &group.0), lv)
+}
+
+fn activate(sim: &mut Sim, lv: &str) {
+    let name = lv_name(sim, lv);
+    let kind = sim
+        .group
+        .as_ref()
+        .and_then(|group| group.2.iter().find(|it| it.name == lv))
+        .map(|lv| lv.kind.clone());
+    let target = Target::Other { kind: kind.unwrap_or_default(), parameters: String::new() };
+    sim.next_minor += 1;
+    let minor = sim.next_minor;
+    sim.devices.entry(name).or_insert(SimDevice {
+        minor,
+        uuid: "LVM-".into(),
+        live: Some((Table::single(1 << 20, target), false)),
+        ..SimDevice::default()
+    });
+}
+
+impl Lvm for Port {
+    fn find(&mut self, _: &[PathBuf]) -> Result<Found> {
+        let sim = self.sim();
+        let Some((name, tags, lvs)) = &sim.group else { return Ok(Found::default()) };
+        let lvs = lvs.iter().map(|lv| Lv {
+            active: sim.devices.contains_key(&names::lv_device(name, &lv.name)),
+            name: lv.name.clone(),
+            size: lv.size,
+            kind: lv.kind.clone(),
+            tags: lv.tags.clone(),
+            pool: None,
+            transaction_id: 0,
+            chunk: super::CHUNK,
+            metadata: 8 << 20,
+        });
+        let lvs: Vec<Lv> = lvs.collect();
+        let group = Vg {
+            name: name.clone(),
+            size: GROUP,
+            free: GROUP - lvs.iter().map(|lv| lv.size).sum::<u64>(),
+            extent: EXTENT,
+            tags: tags.clone(),
+            pvs: vec![Pv { path: "/dev/sda".into(), size: GROUP }],
+            lvs,
+        };
+        Ok(Found { groups: vec![group], free: Vec::new() })
+    }
+
+    fn create_group(&mut self, _: &[PathBuf], vg: &str, tags: &[String]) -> Result<()> {
+        self.effect(|sim| sim.group = Some((vg.into(), tags.to_vec(), Vec::new())))
+    }
+
+    fn create_linear(&mut self, _: &[PathBuf], _: &str, lv: &str, size: u64, tags: &[String]) -> Result<()> {
+        self.effect(|sim| {
+            let lv = SimLv { name: lv.into(), kind: "linear".into(), size, tags: tags.to_vec() };
+            let name = lv.name.clone();
+            sim.group.as_mut().expect("a group").2.push(lv);
+            activate(sim, &name);
+        })
+    }
+
+    fn create_pool(&mut self, _: &[PathBuf], _: &str, pool: &PoolSpec, tags: &[String]) -> Result<()> {
+        self.effect(|sim| {
+            let lv = SimLv {
+                name: pool.name.clone(),
+                kind: "thin-pool".into(),
+                size: pool.size,
+                tags: tags.to_vec(),
+            };
+            sim.group.as_mut().expect("a group").2.push(lv);
+            activate(sim, &pool.name);
+        })
+    }
+
+    fn activate(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
+        self.effect(|sim| activate(sim, lv))
+    }
+
+    fn deactivate(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
+        self.effect(|sim| {
+            let name = lv_name(sim, lv);
+            sim.devices.remove(&name);
+        })
+    }
+
+    fn extend(&mut self, _: &[PathBuf], _: &str, _: &str, _: u64) -> Result<()> {
+        Err(Error::failed("the simulated LVM extends nothing"))
+    }
+
+    fn remove_volume(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
+        self.effect(|sim| {
+            let name = lv_name(sim, lv);
+            sim.devices.remove(&name);
+            let lvs = &mut sim.group.as_mut().expect("a group").2;
+            if lvs.iter().any(|it| it.name == lv && it.kind == "thin-pool") {
+                sim.thins.clear();
+                sim.transaction_id = 0;
+            } else {
+                sim.records = None;
+            }
+            lvs.retain(|it| it.name != lv);
+        })
+    }
+
+    fn remove_group(&mut self, _: &[PathBuf], _: &str) -> Result<()> {
+        self.effect(|sim| sim.group = None)
+    }
+
+    fn remove_label(&mut self, _: &Path) -> Result<()> {
+        self.effect(|_| ())
+    }
+}
+
+fn refuse(request: &str, errno: i32) -> DmError {
+    DmError { request: request.into(), errno }
+}
+
+impl Port {
+    fn dm(&self, request: &str, run: impl FnOnce(&mut Sim) -> Result<(), i32>) -> DmResult<()> {
+        match self.sim().effect(run) {
+            None => Err(refuse("the process died", libc::EIO)),
+            Some(result) => result.map_err(|errno| refuse(request, errno)),
+        }
+    }
+}
+
+fn message(sim: &mut Sim, message: PoolMessage) -> Result<(), i32> {
+    match message {
+        PoolMessage::CreateThin(id) => match sim.thins.contains_key(&id) {
+            true => return Err(libc::EEXIST),
+            false => drop(sim.thins.insert(id, Default::default())),
+        },
+        PoolMessage::CreateSnap { id, from } => {
+            if sim.thins.contains_key(&id) {
+                return Err(libc::EEXIST);
+            }
+            let uses = |device: &SimDevice| matches!(&device.live, Some((table, _)) if matches!(table.only(), Some(Target::Thin { id, .. }) if *id == from));
+            if sim.devices.values().any(|device| uses(device) && !device.suspended) {
+                sim.violations.push(format!("a snapshot of device {from} while it is written to"));
+            }
+            let copy = sim.thins.get(&from).cloned().ok_or(libc::ENODATA)?;
+            sim.thins.insert(id, copy);
+        }
+        PoolMessage::Delete(id) => {
+            let uses = |device: &SimDevice| matches!(&device.live, Some((table, _)) if matches!(table.only(), Some(Target::Thin { id: used, .. }) if *used == id));
+            if sim.devices.values().any(uses) {
+                return Err(libc::EBUSY);
+            }
+            sim.thins.remove(&id).ok_or(libc::ENODATA)?;
+        }
+        PoolMessage::SetTransactionId { from, to } => {
+            if sim.transaction_id != from {
+                return Err(libc::EINVAL);
+            }
+            sim.transaction_id = to;
+        }
+        PoolMessage::ReserveMetadataSnap | PoolMessage::ReleaseMetadataSnap => {}
+    }
+    Ok(())
+}
+
+impl Dm for Port {
+    fn device(&mut self, name: &str) -> DmResult<Option<Device>> {
+        let sim = self.sim();
+        Ok(sim.devices.get(name).map(|device| Device {
+            number: DeviceNumber { major: DM, minor: device.minor },
+            uuid: device.uuid.clone(),
+            open_count: sim.open_count(device.minor),
+            suspended: device.suspended,
+            read_only: device.live.as_ref().is_some_and(|(_, read_only)| *read_only),
+            table: device.live.as_ref().map(|(table, _)| table.clone()),
+        }))
+    }
+
+    fn names(&mut self) -> DmResult<Vec<String>> {
+        Ok(self.sim().devices.keys().cloned().collect())
+    }
+
+    fn status(&mut self, name: &str) -> DmResult<String> {
+        let sim = self.sim();
+        let device = sim.devices.get(name).ok_or_else(|| refuse("status", libc::ENXIO))?;
+        Ok(match device.live.as_ref().and_then(|(table, _)| table.only()) {
+            Some(Target::Thin { id, .. }) => format!("{} -", sim.thins[id].len() * 128),
+            _ => format!("{} 1/100 0/100 - rw discard_passdown error_if_no_space - 9", sim.transaction_id),
+        })
+    }
+
+    fn create(&mut self, device: &DmName) -> DmResult<()> {
+        self.dm("create", |sim| {
+            if sim.devices.contains_key(&device.name) {
+                return Err(libc::EBUSY);
+            }
+            sim.next_minor += 1;
+            let made = SimDevice { minor: sim.next_minor, uuid: device.uuid.clone(), ..SimDevice::default() };
+            sim.devices.insert(device.name.clone(), made);
+            Ok(())
+        })
+    }
+
+    fn load(&mut self, name: &str, table: &Table, read_only: bool) -> DmResult<()> {
+        self.dm("load", |sim| {
+            let mut table = table.clone();
+            if let (Mutation::LostOrigin, Target::Thin { origin, .. }) =
+                (sim.mutation, &mut table.0[0].target)
+            {
+                *origin = None;
+            }
+            let device = sim.devices.get_mut(name).ok_or(libc::ENXIO)?;
+            device.loaded = Some((table, read_only));
+            Ok(())
+        })
+    }
+
+    fn suspend(&mut self, name: &str) -> DmResult<()> {
+        self.dm("suspend", |sim| {
+            sim.devices.get_mut(name).ok_or(libc::ENXIO)?.suspended = true;
+            Ok(())
+        })
+    }
+
+    fn resume(&mut self, name: &str) -> DmResult<()> {
+        self.dm("resume", |sim| {
+            let device = sim.devices.get_mut(name).ok_or(libc::ENXIO)?;
+            device.suspended = false;
+            if let Some(loaded) = device.loaded.take() {
+                device.live = Some(loaded);
+            }
+            Ok(())
+        })
+    }
+
+    fn remove(&mut self, name: &str) -> DmResult<()> {
+        self.dm("remove", |sim| {
+            let minor = sim.devices.get(name).ok_or(libc::ENXIO)?.minor;
+            if sim.open_count(minor) > 0 {
+                return Err(libc::EBUSY);
+            }
+            sim.devices.remove(name);
+            Ok(())
+        })
+    }
+
+    fn message(&mut self, _: &str, sent: PoolMessage) -> DmResult<()> {
+        let makes = matches!(sent, PoolMessage::CreateThin(_) | PoolMessage::CreateSnap { .. });
+        if makes && self.sim().mutation == Mutation::EarlyTransactionId {
+            self.sim().early = Some(sent);
+            return Ok(());
+        }
+        self.dm(&sent.to_string(), |sim| message(sim, sent))?;
+        let early = self.sim().early.take();
+        if let Some(early) = early {
+            self.dm(&early.to_string(), |sim| message(sim, early))?;
+        }
+        let mut sim = self.sim();
+        if let Some(late) = sim.late.take() {
+            sim.records = Some(late);
+        }
+        Ok(())
+    }
+}
+
+impl Host for Port {
+    fn number(&mut self, device: &Path) -> Result<DeviceNumber> {
+        let (major, minor) = node(device).ok_or_else(|| Error::not_found("no device"))?;
+        Ok(DeviceNumber { major, minor })
+    }
+
+    fn disk(&mut self, device: &Path) -> Result<Disk> {
+        Ok(Disk { path: device.into(), size: GROUP + (1 << 20), users: Vec::new(), signatures: Vec::new() })
+    }
+
+    fn users(&mut self, _: DeviceNumber) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn candidates(&mut self) -> Result<Vec<PathBuf>> {
+        Ok(vec!["/dev/sda".into()])
+    }
+
+    fn link(&mut self, _: Uuid, vdi: Uuid) -> Result<Option<PathBuf>> {
+        Ok(self.sim().links.get(&vdi).cloned())
+    }
+
+    fn links(&mut self, _: Uuid) -> Result<Vec<Uuid>> {
+        Ok(self.sim().links.keys().copied().collect())
+    }
+
+    fn set_link(&mut self, _: Uuid, vdi: Uuid, target: &Path) -> Result<Outcome> {
+        self.effect(|sim| drop(sim.links.insert(vdi, target.into()))).map(|()| Outcome::Changed)
+    }
+
+    fn remove_link(&mut self, _: Uuid, vdi: Uuid) -> Result<Outcome> {
+        self.effect(|sim| drop(sim.links.remove(&vdi))).map(|()| Outcome::Changed)
+    }
+
+    fn attached(&mut self) -> Result<Vec<Attached>> {
+        Ok(self.sim().remembered.values().cloned().collect())
+    }
+
+    fn remember(&mut self, sr: &Attached) -> Result<()> {
+        self.effect(|sim| drop(sim.remembered.insert(sr.uuid, sr.clone())))
+    }
+
+    fn forget(&mut self, sr: Uuid) -> Result<()> {
+        self.effect(|sim| drop(sim.remembered.remove(&sr)))
+    }
+}
+
+impl Media for Port {
+    fn identify(&mut self, _: &Path) -> Result<Option<Uuid>> {
+        Ok(self.sim().records.as_ref().map(|records| records.sr.uuid))
+    }
+
+    fn format(&mut self, _: &Path, sr: &SrRecord, ledger: &Ledger) -> Result<()> {
+        let records = Records { sr: sr.clone(), ledger: ledger.clone(), vdis: Default::default() };
+        self.effect(|sim| sim.records = Some(records))
+    }
+
+    fn open(&mut self, _: &Path, _: Uuid) -> Result<Box<dyn Catalog>> {
+        Ok(Box::new(Port(Rc::clone(&self.0))))
+    }
+}
+
+impl Port {
+    fn records(&self) -> Result<Records> {
+        self.sim().records().cloned().ok_or_else(|| Error::failed("no records"))
+    }
+}
+
+impl Catalog for Port {
+    fn sr(&self) -> Result<SrRecord> {
+        Ok(self.records()?.sr)
+    }
+
+    fn ledger(&self) -> Result<Ledger> {
+        Ok(self.records()?.ledger)
+    }
+
+    fn vdi(&self, uuid: Uuid) -> Result<Option<Vdi>> {
+        Ok(self.records()?.vdis.remove(&uuid))
+    }
+
+    fn named(&self, name: &str) -> Result<Vec<Uuid>> {
+        Ok(self.records()?.vdis.values().filter(|vdi| vdi.name == name).map(|vdi| vdi.uuid).collect())
+    }
+
+    fn descendants(&self, template: Uuid) -> Result<u64> {
+        Ok(self.records()?.vdis.values().filter(|vdi| vdi.origin == Some(template)).count() as u64)
+    }
+
+    fn vdis(&self) -> Result<Vec<Vdi>> {
+        Ok(self.records()?.vdis.into_values().collect())
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<()> {
+        let mut next = self.records()?;
+        for change in changes {
+            match change.clone() {
+                Change::Sr(sr) => next.sr = sr,
+                Change::Ledger(ledger) => next.ledger = ledger,
+                Change::Put(vdi) => drop(next.vdis.insert(vdi.uuid, vdi)),
+                Change::Remove(uuid) => drop(next.vdis.remove(&uuid)),
+            }
+        }
+        let late = self.sim().mutation == Mutation::LateIntent;
+        if late && matches!(next.ledger.intent, Some(Intent::Make { .. })) {
+            self.sim().late = Some(next);
+            return Ok(());
+        }
+        self.effect(|sim| sim.records = Some(next))
+    }
+}
+
+impl Origins for Port {
+    fn probe(&mut self, location: &str) -> Result<Probed, OriginError> {
+        Ok(Probed {
+            virtual_size: 2 * super::CHUNK,
+            format: "raw".into(),
+            identity: location.into(),
+            location: location.into(),
+        })
+    }
+
+    fn attach(&mut self, template: Uuid, _: &str, _: &str) -> Result<OriginDevice, OriginError> {
+        let minor = self.sim().effect(|sim| {
+            sim.next_minor += 1;
+            let next = sim.next_minor;
+            *sim.origins.entry(template).or_insert(next)
+        });
+        let minor = minor.ok_or_else(|| OriginError::new("the process died"))?;
+        Ok(OriginDevice { path: format!("/dev/nbd{minor}").into(), size: 2 * super::CHUNK })
+    }
+
+    fn detach(&mut self, template: Uuid) -> Result<Outcome, OriginError> {
+        let gone = self.sim().effect(|sim| sim.origins.remove(&template).is_some());
+        gone.map(Outcome::from).ok_or_else(|| OriginError::new("the process died"))
+    }
+
+    fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError> {
+        let device =
+            |minor: &u32| OriginDevice { path: format!("/dev/nbd{minor}").into(), size: 2 * super::CHUNK };
+        Ok(self.sim().origins.iter().map(|(uuid, minor)| (*uuid, device(minor))).collect())
+    }
+}
