@@ -232,7 +232,9 @@ impl Layer for Vhd {
         let start = number.saturating_mul(self.block);
         let Some(bitmap) = self.block(bat, number) else {
             let len = self.absent_until(bat, number).saturating_sub(start);
-            return Ok(Located::Run(Run { start, len, mapping: Mapping::Parent }));
+            // A dynamic disk has no parent: what is absent is zeros, and the layer says so.
+            let mapping = if self.differencing { Mapping::Parent } else { Mapping::Zero };
+            return Ok(Located::Run(Run { start, len, mapping }));
         };
         let covers = self.block.min(self.size.saturating_sub(start));
         if self.differencing {
