@@ -97,6 +97,8 @@ pub(crate) struct Section {
     /// NFS: who reads.
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
+    /// NFS: where the MOUNT protocol is served, if nobody is to be asked for it.
+    pub(crate) mount_port: Option<u16>,
 }
 
 /// The sections of a credentials file. Clones share them.

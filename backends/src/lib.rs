@@ -12,14 +12,19 @@ mod error;
 mod file;
 mod http;
 mod location;
+#[cfg(feature = "nfs")]
+mod nfs;
 pub mod retry;
 mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod tries;
 
 pub use credentials::{CREDENTIALS_FILE, Credentials};
 pub use error::{Error, Kind};
 pub use file::FileSource;
 pub use http::{HttpSource, install_crypto};
 pub use location::{Location, Scheme};
+#[cfg(feature = "nfs")]
+pub use nfs::NfsSource;
 pub use source::{AnySource, Identity, Options, Source, open};

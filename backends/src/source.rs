@@ -69,6 +69,9 @@ pub enum AnySource {
     File(FileSource),
     /// An object on an HTTP or S3 server.
     Http(Box<HttpSource>),
+    /// A file on an NFS server.
+    #[cfg(feature = "nfs")]
+    Nfs(Box<crate::nfs::NfsSource>),
 }
 
 impl AnySource {
@@ -78,6 +81,8 @@ impl AnySource {
         match self {
             AnySource::File(source) => source.check(),
             AnySource::Http(source) => source.check(),
+            #[cfg(feature = "nfs")]
+            AnySource::Nfs(source) => source.check(),
         }
     }
 }
@@ -87,6 +92,8 @@ impl Source for AnySource {
         match self {
             AnySource::File(source) => source.identity(),
             AnySource::Http(source) => source.identity(),
+            #[cfg(feature = "nfs")]
+            AnySource::Nfs(source) => source.identity(),
         }
     }
 
@@ -94,6 +101,8 @@ impl Source for AnySource {
         match self {
             AnySource::File(source) => source.read(range).await,
             AnySource::Http(source) => source.read(range).await,
+            #[cfg(feature = "nfs")]
+            AnySource::Nfs(source) => source.read(range).await,
         }
     }
 }
@@ -107,6 +116,8 @@ pub async fn open(location: &Location, options: &Options) -> Result<AnySource, E
         }
         #[cfg(feature = "s3")]
         Scheme::S3 => Ok(AnySource::Http(Box::new(HttpSource::open(location, options).await?))),
+        #[cfg(feature = "nfs")]
+        Scheme::Nfs => Ok(AnySource::Nfs(Box::new(crate::nfs::NfsSource::open(location, options).await?))),
         other => {
             let name = format!("{other:?}").to_lowercase();
             Err(Error::new(Kind::Unsupported, format!("{location}: this build cannot read {name} locations")))

@@ -3,6 +3,7 @@
 //! Pure: status and headers in, a verdict out. RFC 9110 sections 14 (range requests), 13 (preconditions) and 8.8
 //! (validators) are what is checked against.
 
+use crate::tries::Fault;
 use crate::{Kind, retry::Failure};
 use http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
@@ -11,21 +12,6 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::ops::Range;
 use std::time::Duration;
-
-/// Why one try gave no bytes, or not all of them.
-#[derive(Clone, Debug)]
-pub(crate) struct Fault {
-    pub(crate) kind: Kind,
-    pub(crate) failure: Failure,
-    /// For people, to follow the location and a colon.
-    pub(crate) what: String,
-}
-
-impl Fault {
-    pub(crate) fn new(kind: Kind, failure: Failure, what: impl Into<String>) -> Fault {
-        Fault { kind, failure, what: what.into() }
-    }
-}
 
 /// What tells one content of an object from another.
 #[derive(Clone, Debug, PartialEq, Eq)]

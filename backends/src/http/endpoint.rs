@@ -1,8 +1,8 @@
 //! Sending one request: authorization, redirects, and what the transport may report.
 
-use super::answer::Fault;
 use super::auth::Auth;
 use crate::credentials::{Credentials, Section};
+use crate::tries::Fault;
 use crate::{Error, Kind, Location, Options, Scheme, retry::Failure};
 use http::header::{ACCEPT_ENCODING, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};

@@ -15,16 +15,17 @@ mod s3;
 pub(crate) use client::Clients;
 pub use client::install_crypto;
 
-use crate::retry::{self, Decision, Failure, Policy};
+use crate::retry::{Failure, Policy};
+use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
-use answer::{Fault, Part, Pinned, Validator};
+use answer::{Part, Pinned, Validator};
 use bytes::{Bytes, BytesMut};
 use endpoint::Endpoint;
 use http::HeaderMap;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 /// How much the first request asks for. Its bytes answer the reads that find out what the image is.
 const HEAD: u64 = 64 << 10;
@@ -202,54 +203,6 @@ async fn receive(mut answer: reqwest::Response, part: &Part, out: &mut BytesMut)
     };
     out.truncate(had);
     Err(fault)
-}
-
-/// The tries of one read.
-struct Tries {
-    policy: Policy,
-    started: Instant,
-    attempt: u32,
-}
-
-impl Tries {
-    fn new(policy: Policy) -> Tries {
-        Tries { policy, started: Instant::now(), attempt: 0 }
-    }
-
-    fn deadline(&self) -> Instant {
-        self.started + self.policy.deadline
-    }
-
-    /// A try brought something: the next wait is short again.
-    fn progressed(&mut self) {
-        self.attempt = 0;
-    }
-
-    /// Waits until the next try is due, or returns the fault if there should be none.
-    async fn failed(&mut self, fault: Fault) -> Result<(), Fault> {
-        self.attempt += 1;
-        match self.policy.after(self.attempt, fault.failure, self.started.elapsed(), retry::jitter()) {
-            Decision::GiveUp => Err(fault),
-            Decision::Wait(wait) => {
-                tracing::debug!(
-                    attempt = self.attempt,
-                    ?wait,
-                    fault = fault.what,
-                    "a request is tried again"
-                );
-                tokio::time::sleep(wait).await;
-                Ok(())
-            }
-        }
-    }
-}
-
-fn out_of_time() -> Fault {
-    Fault::new(Kind::Unreachable, Failure::Final, "the server did not send what was asked for in time")
-}
-
-fn error(location: impl std::fmt::Display, fault: &Fault) -> Error {
-    Error::new(fault.kind, format!("{location}: {}", fault.what))
 }
 
 /// The innermost cause of an error, which says what happened; the outer ones repeat the URL or say little.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Lie, Origin};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that tell their place.
 fn content(len: usize) -> Bytes {
