@@ -4,7 +4,7 @@
 //! never copied), a *thin* device in the pool whose unmapped blocks show a template through (the template is its
 //! *external origin*), or a *preallocated* logical volume.
 //!
-//! The idea is observe, plan, apply: [`plan`](mod@plan) is a pure function from what is wanted and what is there to
+//! The idea is observe, plan, apply: planning is a pure function from what is wanted and what is there to
 //! the steps that are left, the engine does the first, and looks again. A crash leaves no special case; recovery is
 //! the same loop over every record. What ties the records to the pool is the pool's transaction id (see
 //! [`record::Ledger`]).

@@ -2,7 +2,7 @@
 
 use super::args::{Attach, Cache, Daemon, Detach, Reading};
 use super::reading;
-use crate::daemon::{AttachRequest, Client, spawn};
+use crate::daemon::{AttachRequest, spawn};
 use crate::error::{Error, Result};
 use crate::output;
 use std::ffi::OsString;
@@ -33,14 +33,12 @@ pub(super) async fn detach(args: &Detach) -> Result<()> {
     require_root(&args.daemon)?;
     let device = args.device.display();
     let index = device_index(&args.device)?;
-    let client = Client::new(&args.daemon.admin)?;
-    let attached = if client.is_running().await { client.attached().await? } else { Vec::new() };
-    match attached.into_iter().find(|attached| attached.index == index) {
-        Some(attached) => client.detach(&attached.key).await.map(|_| ()),
-        None => {
-            Err(Error::refused(format!("{device}: no running server has attached anything to this device")))
-        }
+    if let Some(client) = spawn::existing(&args.daemon.admin, &[]).await?
+        && let Some(attached) = client.attached().await?.into_iter().find(|attached| attached.index == index)
+    {
+        return client.detach(&attached.key).await.map(|_| ());
     }
+    Err(Error::refused(format!("{device}: no server has attached anything to this device")))
 }
 
 /// Only root reaches the kernel, and the server that does it by default. Another server may be open to its owner.

@@ -3,7 +3,7 @@
 use super::args::Serve;
 use super::reading;
 use crate::daemon::admin::{self, Control};
-use crate::daemon::{Attachments, Entry, Registry, admin_path};
+use crate::daemon::{Attachments, Entry, Registry, admin_path, record};
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
 use nbd::{Limits, Listener, Server};
@@ -44,9 +44,10 @@ pub(super) async fn run(args: Serve) -> Result<()> {
         });
     }
     if let Some((listener, path)) = sockets.admin {
-        let directory = path.parent().unwrap_or(Path::new("/")).join("attached");
-        let attachments = Attachments::open(directory, options)?;
+        let attachments = Attachments::open(record::directory(&path), options)?;
         attachments.adopt().await;
+        let rescuing = attachments.clone();
+        tokio::spawn(async move { rescuing.keep_rescuing().await });
         if args.while_attached {
             end_when_unused(attachments.clone(), stop.clone());
         }

@@ -41,6 +41,8 @@ pub struct Attached {
     pub pin: String,
     /// Size of the virtual disk in bytes. The device is this size, rounded up to whole sectors of 512 bytes.
     pub size: u64,
+    /// Whether reads are answered. False after a restart while the image cannot be opened: reads wait.
+    pub serving: bool,
 }
 
 /// An error as it goes over the socket.

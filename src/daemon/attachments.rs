@@ -9,6 +9,7 @@ use super::record::{Record, Records};
 use crate::error::{Error, Result};
 use crate::export::{ImageExport, READ_DEADLINE};
 use crate::image::{Gate, Image, OpenOptions};
+use backends::Location;
 use nbd::kernel::{self, Connect, Device};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the kernel keeps requests waiting for a new server after the last one died.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
 const _: () = assert!(READ_DEADLINE.as_secs() < REQUEST_TIMEOUT.as_secs());
+/// How often a device whose image cannot be opened is tried again.
+const RESCUE: Duration = Duration::from_secs(5);
 /// What the kernel shows as the backend of our devices, followed by the key.
 const BACKEND: &str = "thinorigin:";
 
@@ -35,6 +38,8 @@ pub(crate) struct Attachments {
     records: Records,
     options: OpenOptions,
     live: Mutex<HashMap<String, Live>>,
+    /// Devices of an earlier server whose image cannot be opened at the moment, by key. Reads of them wait.
+    stranded: Mutex<HashMap<String, Stranded>>,
     /// Serialises what changes the set of devices; `live` itself is only ever locked for a moment.
     changing: tokio::sync::Mutex<()>,
     usage: watch::Sender<Usage>,
@@ -64,6 +69,12 @@ struct Live {
     serving: Serving,
 }
 
+#[derive(Clone, Debug)]
+struct Stranded {
+    record: Record,
+    device: Device,
+}
+
 /// The tasks that answer a device's sockets.
 #[derive(Debug)]
 struct Serving {
@@ -78,6 +89,7 @@ impl Attachments {
             records: Records::open(directory)?,
             options,
             live: Mutex::default(),
+            stranded: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             usage: watch::Sender::default(),
         }))
@@ -86,6 +98,7 @@ impl Attachments {
     /// Everything that is attached, by device number.
     pub(crate) fn list(&self) -> Vec<Attached> {
         let mut list: Vec<_> = self.live().values().map(|live| live.attached.clone()).collect();
+        list.extend(self.stranded().values().map(Stranded::describe));
         list.sort_by_key(|attached| attached.index);
         list
     }
@@ -100,6 +113,10 @@ impl Attachments {
                 true => Ok(live.attached.clone()),
                 false => Err(changed(&live.attached.location)),
             };
+        }
+        let stranded = self.stranded().get(&request.key).cloned();
+        if let Some(stranded) = stranded {
+            return self.rescue(stranded).await;
         }
         let image = self.open_image(&request).await?;
         let (kernel_ends, serving) = serve(&image)?;
@@ -128,10 +145,14 @@ impl Attachments {
     /// Detaches what `key` names; `None` if nothing does. Refuses while somebody uses the device.
     pub(crate) async fn detach(&self, key: &str) -> Result<Option<Attached>> {
         let _changing = self.changing.lock().await;
-        let Some(attached) = self.live().get(key).map(|live| live.attached.clone()) else { return Ok(None) };
+        let attached = self.live().get(key).map(|live| live.attached.clone());
+        let Some(attached) = attached.or_else(|| self.stranded().get(key).map(Stranded::describe)) else {
+            return Ok(None);
+        };
         let index = attached.index;
         blocking(move || Device::open(index).disconnect_unused()).await?;
         let live = self.live().remove(key);
+        self.stranded().remove(key);
         self.usage.send_modify(|usage| usage.uses -= 1);
         self.records.remove(index);
         if let Some(Live { mut serving, .. }) = live {
@@ -160,9 +181,11 @@ impl Attachments {
                 self.records.remove(record.index);
                 continue;
             };
-            match self.adopt_one(&record, device).await {
-                Ok(attached) => tracing::info!("{}: took over {}", attached.device, attached.location),
-                Err(error) => tracing::error!("/dev/nbd{}: cannot take over: {error}", record.index),
+            let stranded = Stranded { record, device };
+            self.stranded().insert(stranded.record.request.key.clone(), stranded.clone());
+            self.usage.send_modify(|usage| usage.uses += 1);
+            if let Err(error) = self.rescue(stranded).await {
+                tracing::error!("cannot take over a device yet: {error}");
             }
         }
         for device in ours {
@@ -176,7 +199,22 @@ impl Attachments {
         }
     }
 
-    async fn adopt_one(&self, record: &Record, device: Device) -> Result<Attached> {
+    /// Tries again, every [`RESCUE`], to serve the devices whose image could not be opened. Never ends.
+    pub(crate) async fn keep_rescuing(&self) {
+        loop {
+            tokio::time::sleep(RESCUE).await;
+            let _changing = self.changing.lock().await;
+            let stranded: Vec<_> = self.stranded().values().cloned().collect();
+            for stranded in stranded {
+                if let Err(error) = self.rescue(stranded).await {
+                    tracing::debug!("still not: {error}");
+                }
+            }
+        }
+    }
+
+    /// Serves a stranded device again.
+    async fn rescue(&self, Stranded { record, device }: Stranded) -> Result<Attached> {
         let image = self.open_image(&record.request).await?;
         let (kernel_ends, serving) = serve(&image)?;
         let attached = describe(&record.request.key, &device, &image);
@@ -187,7 +225,9 @@ impl Attachments {
             ..Connect::default()
         };
         blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
-        self.insert(attached.clone(), serving);
+        tracing::info!("{}: took over {}", attached.device, attached.location);
+        self.stranded().remove(&record.request.key);
+        self.live().insert(attached.key.clone(), Live { attached: attached.clone(), serving });
         Ok(attached)
     }
 
@@ -256,6 +296,10 @@ impl Attachments {
         self.usage.send_modify(|usage| usage.uses += 1);
     }
 
+    fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
+        self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,6 +307,23 @@ impl Attachments {
 
 fn changed(location: &str) -> Error {
     Error::failed(format!("{location}: the image has changed since it was introduced"))
+}
+
+impl Stranded {
+    fn describe(&self) -> Attached {
+        let Record { index, request } = &self.record;
+        let location = request.location.parse::<Location>();
+        Attached {
+            key: request.key.clone(),
+            device: self.device.path().display().to_string(),
+            index: *index,
+            location: location.map_or_else(|_| String::new(), |location| location.to_string()),
+            format: request.format.clone().unwrap_or_default(),
+            pin: request.pin.clone().unwrap_or_default(),
+            size: self.device.size(),
+            serving: false,
+        }
+    }
 }
 
 fn describe(key: &str, device: &Device, image: &Image) -> Attached {
@@ -274,6 +335,7 @@ fn describe(key: &str, device: &Device, image: &Image) -> Attached {
         format: image.format().to_string(),
         pin: image.pin(),
         size: image.virtual_size(),
+        serving: true,
     }
 }
 

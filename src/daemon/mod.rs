@@ -1,7 +1,7 @@
 //! A server that others control: its exports, the kernel devices it serves, and the control socket.
 //!
 //! `thinorigin attach` and `smctl` do not serve anything themselves. They ask the running server over a unix socket
-//! ([`Client`]), and start one where none runs ([`spawn`]). What is attached is written down beside the socket, so
+//! ([`Client`]), and start one where none runs (`spawn`). What is attached is written down beside the socket, so
 //! that a server that takes over after a restart finds the devices that are waiting for it.
 
 pub(crate) mod admin;
@@ -9,7 +9,7 @@ mod api;
 mod attachments;
 mod client;
 mod exports;
-mod record;
+pub(crate) mod record;
 pub(crate) mod spawn;
 
 pub use api::{AttachRequest, Attached};

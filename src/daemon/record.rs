@@ -19,6 +19,16 @@ pub(super) struct Record {
     pub(super) request: AttachRequest,
 }
 
+/// The directory of records beside a control socket.
+pub(crate) fn directory(socket: &Path) -> PathBuf {
+    socket.with_file_name("attached")
+}
+
+/// Whether there is any record beside the control socket `socket`.
+pub(super) fn left_behind(socket: &Path) -> bool {
+    !Records { dir: directory(socket) }.load().is_empty()
+}
+
 /// The directory of records.
 #[derive(Debug)]
 pub(super) struct Records {

@@ -1,6 +1,6 @@
 //! Starting a server where none runs.
 
-use super::{AttachRequest, Attached, Client};
+use super::{AttachRequest, Attached, Client, record};
 use crate::error::{Error, Kind, Result};
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,6 +26,19 @@ pub(crate) async fn attach(address: &str, options: &[OsString], request: &Attach
             answer => return answer,
         }
     }
+}
+
+/// The server at `address` if it has devices to speak for: one that runs, or one that is started because an earlier
+/// one left devices behind. `None`: nothing is attached.
+pub(crate) async fn existing(address: &str, options: &[OsString]) -> Result<Option<Client>> {
+    let client = Client::new(address)?;
+    if !client.is_running().await {
+        if !record::left_behind(client.path()) {
+            return Ok(None);
+        }
+        start_and_wait(&client, address, options, Instant::now()).await?;
+    }
+    Ok(Some(client))
 }
 
 /// Starts a server and waits until it, or another that was started at the same time, answers.

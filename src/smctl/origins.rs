@@ -28,10 +28,9 @@ impl Server {
         Ok(Server { runtime: crate::cli::runtime()?, address, options })
     }
 
-    /// A client of the server if one runs.
-    fn running(&self) -> Result<Option<Client>> {
-        let client = Client::new(&self.address)?;
-        Ok(self.runtime.block_on(client.is_running()).then_some(client))
+    /// A client of the server that speaks for what is attached, if anything is.
+    fn existing(&self) -> std::result::Result<Option<Client>, OriginError> {
+        self.runtime.block_on(spawn::existing(&self.address, &self.options)).map_err(origin_error)
     }
 }
 
@@ -74,7 +73,7 @@ impl Origins for Server {
     }
 
     fn detach(&mut self, template: Uuid) -> std::result::Result<Outcome, OriginError> {
-        let Some(client) = self.running().map_err(origin_error)? else { return Ok(Outcome::Unchanged) };
+        let Some(client) = self.existing()? else { return Ok(Outcome::Unchanged) };
         match self.runtime.block_on(client.detach(&key(template))).map_err(origin_error)? {
             Some(_) => Ok(Outcome::Changed),
             None => Ok(Outcome::Unchanged),
@@ -82,7 +81,7 @@ impl Origins for Server {
     }
 
     fn attached(&mut self) -> std::result::Result<Vec<(Uuid, OriginDevice)>, OriginError> {
-        let Some(client) = self.running().map_err(origin_error)? else { return Ok(Vec::new()) };
+        let Some(client) = self.existing()? else { return Ok(Vec::new()) };
         let attached = self.runtime.block_on(client.attached()).map_err(origin_error)?;
         let templates = attached.into_iter().filter_map(|attached| {
             let template = attached.key.strip_prefix("template:")?.parse().ok()?;

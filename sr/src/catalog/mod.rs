@@ -2,7 +2,7 @@
 //!
 //! A [`Catalog`] is a handful of look-ups and one way to change anything: a list of changes that all become durable
 //! or none does. [`Media`] finds, makes and opens catalogs; the real one keeps them in redb on a block device
-//! ([`store`]), behind a superblock that says whose records they are ([`superblock`]).
+//! (`store`), behind a superblock that says whose records they are (`superblock`).
 
 mod area;
 mod store;
