@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! lane DEVICE        the story of an SR on an empty device, checked step by step
-//! lane smctl ARGS    one verb, as a process of its own: what the tests kill
+//! lane kill DEVICE   verbs killed at many moments, each followed by recovery, on an empty device
+//! lane smctl ARGS    one verb, as a process of its own: what is killed
 //! ```
 //!
 //! Meant for user-mode Linux (`tests/lab/uml`), as root. It needs lvm2, thin-provisioning-tools and losetup.
 
 mod lane {
+    pub(crate) mod kill;
     pub(crate) mod loops;
     pub(crate) mod story;
 }
@@ -19,8 +21,9 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["smctl", words @ ..] => lane::story::verb(words),
+        ["kill", device] => lane::kill::sweep(device),
         [device] => lane::story::tell(device),
-        _ => Err("usage: lane DEVICE | lane smctl VERB…".into()),
+        _ => Err("usage: lane DEVICE | lane kill DEVICE | lane smctl VERB…".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,8 @@ use std::process::Command;
 use thinorigin_sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
 use uuid::Uuid;
 
-/// Which template is on which loop device is kept in files, as a daemon would know it.
+/// Which template is which file is kept in notes, and which file has a loop device the kernel knows. No two templates
+/// may be of one file.
 pub(crate) struct Loops {
     directory: PathBuf,
 }
@@ -55,12 +56,13 @@ impl Origins for Loops {
         if self.probe(location)?.identity != identity {
             return Err(failed(location, "it is not the version that was introduced"));
         }
+        // The note first: whatever dies after it, a loop device has a note.
+        fs::write(self.note(template), location).map_err(|e| failed("note", e))?;
         if let Some((_, device)) = self.attached()?.into_iter().find(|(uuid, _)| *uuid == template) {
             return Ok(device);
         }
         let path = run("losetup", &["--find", "--show", "--read-only", location])?;
         let size = fs::metadata(location).map_err(|e| failed(location, e))?.len();
-        fs::write(self.note(template), format!("{path} {size}")).map_err(|e| failed("note", e))?;
         Ok(OriginDevice { path: path.into(), size })
     }
 
@@ -78,16 +80,15 @@ impl Origins for Loops {
         for entry in fs::read_dir(&self.directory).map_err(|e| failed("notes", e))? {
             let name = entry.map_err(|e| failed("notes", e))?.file_name();
             let name = name.to_string_lossy();
-            let (Ok(template), Ok(text)) =
+            let (Ok(template), Ok(location)) =
                 (Uuid::try_parse(&name), fs::read_to_string(self.directory.join(&*name)))
             else {
                 continue;
             };
-            if let Some((path, size)) = text.split_once(' ') {
-                attached.push((
-                    template,
-                    OriginDevice { path: path.into(), size: size.parse().map_err(|e| failed("note", e))? },
-                ));
+            let arguments = ["--associated", &location, "--output", "NAME", "--noheadings"];
+            if let Some(path) = run("losetup", &arguments)?.lines().next() {
+                let size = fs::metadata(&location).map_err(|e| failed(&location, e))?.len();
+                attached.push((template, OriginDevice { path: path.trim().into(), size }));
             }
         }
         Ok(attached)

@@ -12,12 +12,12 @@ use thinorigin_sr::{
     Controller, ErrorKind, Options, Report, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiInfo, VdiIntroduce,
 };
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const NOTES: &str = "/run/lane-origins";
 const MIB: u64 = 1 << 20;
 
-fn controller(dry_run: bool) -> Result<Controller> {
+pub(crate) fn controller(dry_run: bool) -> Result<Controller> {
     let options = Options { dry_run, ..Options::default() };
     Ok(Controller::open(&options, Box::new(Loops::new(Path::new(NOTES))))?)
 }
@@ -64,7 +64,7 @@ fn record(report: Report<VdiInfo>) -> VdiInfo {
     report.record.expect("a record after a change")
 }
 
-fn check(what: &str, holds: bool) -> Result<()> {
+pub(crate) fn check(what: &str, holds: bool) -> Result<()> {
     if holds {
         println!("      ok  {what}");
         return Ok(());
@@ -97,7 +97,7 @@ fn write(device: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-fn output(command: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn output(command: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(command).args(arguments).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
