@@ -49,7 +49,15 @@ impl Default for Policy {
     }
 }
 
+/// How long opening an object is tried: somebody waits for it, and may have mistyped the server's name.
+const OPENING: Duration = Duration::from_secs(6);
+
 impl Policy {
+    /// The policy for opening what is read with this one.
+    pub fn opening(&self) -> Policy {
+        Policy { deadline: self.deadline.min(OPENING), ..*self }
+    }
+
     /// What to do after try number `attempt` (from 1) failed, `elapsed` after the first try began. `jitter`, in
     /// `0.0..1.0`, spreads the waits of many readers over the upper half of the interval.
     pub fn after(&self, attempt: u32, failure: Failure, elapsed: Duration, jitter: f64) -> Decision {
@@ -111,6 +119,14 @@ mod tests {
             attempt += 1;
         }
         assert!(elapsed < policy.deadline && elapsed > policy.deadline - policy.longest);
+    }
+
+    #[test]
+    fn opening_takes_less_time_than_reading() {
+        let policy = Policy::default();
+        assert!(policy.opening().deadline < policy.deadline);
+        let hurried = Policy { deadline: MS(10), ..policy };
+        assert_eq!(hurried.opening().deadline, MS(10));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::time::timeout_at;
 const HEAD: u64 = 64 << 10;
 
 /// How many requests one source has under way.
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 128;
 
 /// An object on an HTTP or S3 server.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl HttpSource {
         let endpoint = Endpoint::new(options, location)?;
         let policy = options.policy;
         let mut head = BytesMut::new();
-        let mut tries = Tries::new(policy);
+        let mut tries = Tries::new(policy.opening());
         let part = loop {
             head.clear();
             let fault = match timeout_at(tries.deadline(), first(&endpoint, &mut head)).await {

@@ -87,7 +87,7 @@ impl NfsSource {
     /// Opens the file at `location` and pins its attributes.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         let place = Place::of(location, options)?;
-        let mut tries = Tries::new(options.policy);
+        let mut tries = Tries::new(options.policy.opening());
         let (open, attributes) = loop {
             let fault = match timeout_at(tries.deadline(), place.open()).await {
                 Ok(Ok(opened)) => break opened,
