@@ -29,8 +29,8 @@ pub mod record;
 mod view;
 
 pub use controller::{
-    Controller, Options, Report, SrCreate, SrDestroy, StepReport, StepState, VdiClone, VdiCreate,
-    VdiIntroduce,
+    Controller, Options, Report, SrCreate, SrDestroy, SrIntroduce, StepReport, StepState, VdiClone,
+    VdiCreate, VdiIntroduce,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use origins::{OriginDevice, OriginError, Origins, Probed};

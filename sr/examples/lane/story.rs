@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 use thinorigin_sr::{
-    Controller, ErrorKind, Options, Report, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiInfo, VdiIntroduce,
+    Controller, ErrorKind, Options, Report, SrCreate, SrDestroy, SrIntroduce, VdiClone, VdiCreate, VdiInfo,
+    VdiIntroduce,
 };
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -236,6 +237,72 @@ pub(crate) fn tell(device: &str) -> Result<()> {
     check("no template is open", !output("losetup", &["--list"])?.contains(".raw"))?;
     check("the device is empty", output("wipefs", &["--no-act", device])?.is_empty())?;
     check("no link is left", !Path::new("/dev/thinorigin").join(sr.uuid.to_string()).exists())?;
+    guests(device)?;
     println!("told");
+    Ok(())
+}
+
+/// Runs LVM on the device alone, as its owner would.
+fn lvm(device: &str, words: &[&str]) -> Result<()> {
+    let settings = format!(
+        "devices {{ use_devicesfile=0 hints=\"none\" global_filter=[\"a|^{device}$|\",\"r|.*|\"] \
+         obtain_device_list_from_udev=0 external_device_info_source=\"none\" }} \
+         activation {{ udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }}"
+    );
+    let output = Command::new("lvm").args(words).args(["--config", &settings]).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("lvm {words:?}: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// SRs in a volume group that belongs to somebody else.
+fn guests(device: &str) -> Result<()> {
+    lvm(device, &["vgcreate", "-q", "-y", "theirs", device])?;
+    lvm(device, &["lvcreate", "-q", "-y", "-W", "n", "-L", "64M", "-n", "precious", "theirs"])?;
+    lvm(device, &["lvcreate", "-q", "-y", "--type", "thin-pool", "-L", "64M", "-n", "free", "theirs"])?;
+    lvm(device, &["lvcreate", "-q", "-y", "--type", "thin-pool", "-L", "64M", "-n", "used", "theirs"])?;
+    lvm(device, &["lvcreate", "-q", "-y", "-V", "64M", "--thinpool", "theirs/used", "-n", "thin"])?;
+    let precious = Path::new("/dev/mapper/theirs-precious");
+    let bytes: Vec<u8> = (0..64 * MIB).map(|at| (at / 511) as u8).collect();
+    write(precious, 0, &bytes)?;
+
+    let mut smctl = controller(false)?;
+    let introduce = |name: &str, pool_size, adopt: Option<&str>| SrIntroduce {
+        name: name.into(),
+        vg: "theirs".into(),
+        pool_size,
+        adopt_pool: adopt.map(Into::into),
+    };
+    refused("a pool that LVM uses", smctl.sr_introduce(&introduce("x", None, Some("used"))))?;
+    refused("a volume that is no pool", smctl.sr_introduce(&introduce("x", None, Some("precious"))))?;
+    refused("a pool with no room", smctl.sr_introduce(&introduce("x", Some(1 << 40), None)))?;
+    check("what was refused left nothing", smctl.sr_list()?.is_empty())?;
+    timed("sr introduce, new pool", || smctl.sr_introduce(&introduce("one", Some(128 * MIB), None)))?;
+    timed("sr introduce, adopted pool", || smctl.sr_introduce(&introduce("two", None, Some("free"))))?;
+    refused("a pool that an SR has", smctl.sr_introduce(&introduce("three", None, Some("free"))))?;
+    for sr in ["one", "two"] {
+        smctl.vdi_create(sr, &VdiCreate { name: "disk".into(), size: 16 * MIB })?;
+        let disk = record(smctl.vdi_attach(sr, "disk", false)?).device.expect("a device");
+        write(&disk, 0, &[9; 4096])?;
+        smctl.vdi_detach(sr, "disk")?;
+        timed("sr detach", || smctl.sr_detach(sr))?;
+        timed("sr attach", || smctl.sr_attach(sr))?;
+    }
+    for sr in ["one", "two"] {
+        smctl.sr_destroy(&SrDestroy { sr: sr.into(), force: true })?;
+    }
+    check("the volumes of others are as they were", read(precious, 0, bytes.len())? == bytes)?;
+    check("and the pool that was lent is still there", lvm(device, &["lvs", "theirs/free"]).is_ok())?;
+    check(
+        "and LVM's again",
+        lvm(device, &["lvchange", "-a", "y", "theirs/free"]).is_ok()
+            && lvm(
+                device,
+                &["lvcreate", "-q", "-y", "-V", "64M", "--thinpool", "theirs/free", "-n", "again"],
+            )
+            .is_ok(),
+    )?;
+    check("no SR is left", smctl.sr_list()?.is_empty())?;
     Ok(())
 }

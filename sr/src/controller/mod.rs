@@ -8,7 +8,7 @@ mod find;
 mod sr;
 mod vdi;
 
-pub use sr::{SrCreate, SrDestroy};
+pub use sr::{SrCreate, SrDestroy, SrIntroduce};
 #[cfg(test)]
 pub(crate) use vdi::location as location_of;
 pub use vdi::{VdiClone, VdiCreate, VdiIntroduce};

@@ -29,6 +29,19 @@ pub struct SrCreate {
     pub chunk: Option<u64>,
 }
 
+/// An SR to be made in a volume group that has other uses too.
+#[derive(Clone, Debug, Default)]
+pub struct SrIntroduce {
+    /// Its name.
+    pub name: String,
+    /// The volume group.
+    pub vg: String,
+    /// Size of the pool to be made, in bytes.
+    pub pool_size: Option<u64>,
+    /// An empty pool of the group, to be taken instead.
+    pub adopt_pool: Option<String>,
+}
+
 /// An SR to be destroyed.
 #[derive(Clone, Debug, Default)]
 pub struct SrDestroy {
@@ -73,6 +86,64 @@ impl Controller {
         };
         let place =
             SrPlace { uuid, vg: spec.vg.clone(), pool_lv: spec.pool_lv(), devices: spec.devices.clone() };
+        let done = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
+        self.sr_report(done, uuid)
+    }
+
+    /// Makes an SR in a volume group that stays its owner's, and attaches it. No other volume of the group is touched.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such group; `Refused` without a size or a pool, for a pool that is not empty or that
+    /// LVM makes volumes in, and for a name that another SR of the group has.
+    pub fn sr_introduce(&mut self, request: &SrIntroduce) -> Result<Report<SrInfo>> {
+        if request.pool_size.is_some() == request.adopt_pool.is_some() {
+            return Err(Error::refused(
+                "an SR in an existing group needs either a size for its pool or a pool to adopt",
+            ));
+        }
+        let _lock = self.locks.host()?;
+        let candidates = self.world.host.candidates()?;
+        let groups = self.world.lvm.find(&candidates)?.groups;
+        let Some(group) = groups.into_iter().find(|group| group.name == request.vg) else {
+            return Err(Error::not_found(format!("there is no volume group {}", request.vg)));
+        };
+        let len = group.name.len() + group.name.matches('-').count();
+        if len > VG_NAME_MAX {
+            return Err(Error::refused(format!(
+                "the name of the group {} is too long: with its hyphens counted twice it has {len} characters, of at most {VG_NAME_MAX}",
+                group.name
+            )));
+        }
+        let mut uuid = Uuid::new_v4();
+        for sr in self.scan()?.into_iter().filter(|sr| sr.place.vg == group.name) {
+            let pool = Some(&sr.place.pool_lv) == request.adopt_pool.as_ref();
+            if sr.name != request.name && !pool {
+                continue;
+            }
+            // One that a crash cut short goes on; it has the name, and took the same pool or none.
+            if sr.name == request.name
+                && sr.owns_pool == request.adopt_pool.is_none()
+                && !self.has_records(&sr)?
+            {
+                uuid = sr.place.uuid;
+                continue;
+            }
+            return Err(Error::refused(format!(
+                "SR '{}' ({}) in the group {} has this name or this pool already",
+                sr.name, sr.place.uuid, group.name
+            )));
+        }
+        let spec = SrSpec {
+            uuid,
+            name: request.name.clone(),
+            vg: group.name.clone(),
+            devices: Vec::new(),
+            pool_size: request.pool_size,
+            chunk: None,
+            adopt: request.adopt_pool.clone(),
+        };
+        let place =
+            SrPlace { uuid, vg: group.name.clone(), pool_lv: spec.pool_lv(), devices: group.devices() };
         let done = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
         self.sr_report(done, uuid)
     }
@@ -187,12 +258,37 @@ impl Controller {
         if !request.force {
             self.refuse_disks(&found)?;
         }
+        let mut done = Vec::new();
+        if !found.owns_pool {
+            done.extend(self.empty_pool(&found)?);
+        }
         let goal = SrGoal::Destroyed { owns_vg: found.owns_vg, owns_pool: found.owns_pool };
-        let done = self.world.drive_sr(self.mode, &found.place, &goal)?;
+        done.extend(self.world.drive_sr(self.mode, &found.place, &goal)?);
         if self.mode == Mode::Apply {
             lock.retire()?;
         }
         Ok(Report::new(done, None))
+    }
+
+    /// Destroys the disks in a pool that was lent, for the pool stays.
+    fn empty_pool(&mut self, found: &FoundSr) -> Result<Vec<crate::engine::Done>> {
+        let mut done = Vec::new();
+        if !found.whole {
+            return Ok(done);
+        }
+        if self.world.lv_device(&found.place.vg, &names::meta_lv(found.place.uuid))?.is_none() {
+            return Err(Error::refused(format!(
+                "SR '{}' is not attached, and its disks are in a pool that is not its own: attach it first",
+                found.name
+            )));
+        }
+        if self.has_records(found)? {
+            let mut session = self.world.open(&found.as_attached())?;
+            for disk in session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()) {
+                done.extend(self.world.drive_vdi(self.mode, &mut session, disk.uuid, &Goal::Gone)?);
+            }
+        }
+        Ok(done)
     }
 
     fn refuse_disks(&mut self, found: &FoundSr) -> Result<()> {

@@ -35,21 +35,24 @@ pub struct PoolStatus {
 }
 
 impl PoolStatus {
+    /// A pool that does not work, and tells nothing else.
+    pub const FAILED: Self = Self {
+        transaction_id: 0,
+        metadata_used: 0,
+        metadata_total: 0,
+        data_used: 0,
+        data_total: 0,
+        held_root: None,
+        mode: PoolMode::Failed,
+        needs_check: true,
+    };
+
     /// The status in the kernel's line, or `None` if the line is of another target.
     pub fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         let first = words.next()?;
         if matches!(first, "Fail" | "Error") {
-            return Some(Self {
-                transaction_id: 0,
-                metadata_used: 0,
-                metadata_total: 0,
-                data_used: 0,
-                data_total: 0,
-                held_root: None,
-                mode: PoolMode::Failed,
-                needs_check: true,
-            });
+            return Some(Self::FAILED);
         }
         let pair = |word: &str| -> Option<(u64, u64)> {
             let (used, total) = word.split_once('/')?;

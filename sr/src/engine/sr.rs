@@ -36,12 +36,8 @@ impl World {
             None => None,
             Some(device) => {
                 let line = self.dm.status(&names::lv_device(&place.vg, &place.pool_lv))?;
-                let status = PoolStatus::parse(&line).ok_or_else(|| {
-                    Error::failed(format!(
-                        "the device of {}/{} is not a thin pool, its status is '{line}'",
-                        place.vg, place.pool_lv
-                    ))
-                })?;
+                // What is not a pool, because LVM has made volumes in it, is of no more use than one that has failed.
+                let status = PoolStatus::parse(&line).unwrap_or(PoolStatus::FAILED);
                 Some((device, status))
             }
         };
@@ -82,6 +78,10 @@ impl World {
             Step::CreatePool { vg, pool, tags } => self.lvm.create_pool(devices, vg, pool, tags)?,
             Step::Fence { vg, pool_lv } => {
                 let message = PoolMessage::SetTransactionId { from: 0, to: 1 };
+                self.dm.message(&names::lv_device(vg, pool_lv), message)?;
+            }
+            Step::Release { vg, pool_lv, from } => {
+                let message = PoolMessage::SetTransactionId { from: *from, to: 0 };
                 self.dm.message(&names::lv_device(vg, pool_lv), message)?;
             }
             Step::Format { .. } => self.format(place, goal, seen)?,

@@ -363,7 +363,15 @@ fn count(number: usize, what: &str) -> String {
 }
 
 fn destroy(owns_vg: bool, owns_pool: bool, seen: &SrSeen) -> Result<Vec<Step>> {
-    let mut steps = detach(seen)?;
+    let mut steps = Vec::new();
+    if let Some((_, status)) = &seen.pool
+        && !owns_pool
+        && status.transaction_id > 0
+    {
+        let (vg, pool_lv) = (seen.vg_name.clone(), seen.pool_lv.clone());
+        steps.push(Step::Release { vg, pool_lv, from: status.transaction_id });
+    }
+    steps.extend(detach(seen)?);
     if let Some(group) = &seen.group {
         let prefix = format!("smctl-{}-", seen.uuid);
         let ours = |lv: &&Lv| lv.name.starts_with(&prefix) && (owns_pool || lv.name != seen.pool_lv);

@@ -21,6 +21,8 @@ pub(crate) enum Step {
     CreatePool { vg: String, pool: PoolSpec, tags: Vec<String> },
     /// Moves a fresh pool's transaction id from 0 to 1, so that LVM makes no volumes in it.
     Fence { vg: String, pool_lv: String },
+    /// Gives a pool that was lent back to LVM.
+    Release { vg: String, pool_lv: String, from: u64 },
     /// Writes empty records.
     Format { lv: String },
     /// Activates a logical volume.
@@ -118,6 +120,9 @@ impl fmt::Display for Step {
             ),
             Self::Fence { vg, pool_lv } => {
                 write!(f, "mark the thin pool {vg}/{pool_lv} as not LVM's to make volumes in")
+            }
+            Self::Release { vg, pool_lv, .. } => {
+                write!(f, "mark the thin pool {vg}/{pool_lv} as LVM's to make volumes in again")
             }
             Self::Format { lv } => write!(f, "write empty records on {lv}"),
             Self::Activate { vg, lv } => write!(f, "activate {vg}/{lv}"),
