@@ -63,6 +63,9 @@ pub(crate) struct Reading {
     /// Read the image as this format instead of looking at its content
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) format: Option<Format>,
+    /// Read an internal snapshot of the image instead of its active disk (qcow2)
+    #[arg(long, value_name = "NAME|ID")]
+    pub(crate) snapshot: Option<String>,
     /// Also open files that an image names if their location begins with PREFIX (may be repeated; without it only
     /// files in the image's own directory on the same server are opened)
     #[arg(long = "allow-reference", value_name = "PREFIX")]

@@ -11,7 +11,7 @@ impl Reading {
     /// The options as images are opened with. Makes the cache directory.
     pub(crate) fn options(&self) -> Result<OpenOptions> {
         Ok(OpenOptions {
-            format: self.format.map(Into::into),
+            image: formats::Options { format: self.format.map(Into::into), snapshot: self.snapshot.clone() },
             gate: Gate { allow: self.allow_reference.clone() },
             store: self.cache.open()?,
             sources: backends::Options::default()

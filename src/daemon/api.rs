@@ -13,6 +13,9 @@ pub struct AttachRequest {
     /// The image's format; absent: probe.
     #[serde(default)]
     pub format: Option<String>,
+    /// The internal snapshot to read; absent: the active disk.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// Location prefixes that the image may refer to beyond its own directory.
     #[serde(default)]
     pub allow_reference: Vec<String>,

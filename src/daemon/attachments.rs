@@ -280,7 +280,7 @@ impl Attachments {
             format.parse().map_err(|_| Error::usage(format!("{format:?} is not an image format")))
         });
         let options = OpenOptions {
-            format: format.transpose()?,
+            image: formats::Options { format: format.transpose()?, snapshot: request.snapshot.clone() },
             gate: Gate { allow: request.allow_reference.clone() },
             ..self.options.clone()
         };

@@ -27,6 +27,8 @@ pub(crate) struct LayerFiles {
     pub(crate) location: Location,
     /// The parsed map.
     pub(crate) layer: Arc<dyn Layer>,
+    /// Which of the disks in the file this is: the active one, or a snapshot.
+    view: String,
     /// What a child records to know this layer again.
     pub(crate) content_id: Option<[u8; 16]>,
     /// The files, by [`formats::FileIndex`].
@@ -46,11 +48,12 @@ impl LayerFiles {
     pub(crate) fn new(
         location: Location,
         layer: Arc<dyn Layer>,
+        view: String,
         content_id: Option<[u8; 16]>,
         files: Vec<Content>,
     ) -> Self {
         let (tables, units) = (Memo::new(TABLES), Memo::new(UNITS));
-        LayerFiles { location, layer, content_id, files, tables, units }
+        LayerFiles { location, layer, view, content_id, files, tables, units }
     }
 
     /// The file that the parser calls `index`.
@@ -85,6 +88,14 @@ impl LayerFiles {
         run.ok_or_else(|| Error::failed(format!("{}: no run covers guest offset {at:#x}", self.location)))
     }
 
+    /// What decoded bytes of this layer are kept under: everything they depend on.
+    fn decoded_key(&self) -> Key {
+        let others: Vec<_> = self.files.iter().skip(1).map(Content::identity).collect();
+        let format = self.layer.format();
+        let part = format!("decoded from {format}, {} {others:?}", self.view);
+        Key { identity: self.files[0].identity().clone(), part }
+    }
+
     pub(crate) fn parse_error(&self, error: formats::FormatError) -> Error {
         Error::failed(format!("{}: {error}", self.location))
     }
@@ -98,8 +109,7 @@ impl CachedLayer {
             Some(store) if info.compressed => {
                 let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
                 let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
-                let identity = files.files[0].identity().clone();
-                let key = Key { identity, part: "decoded".to_owned() };
+                let key = files.decoded_key();
                 let fill = DecodeFill(files.clone());
                 Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
             }

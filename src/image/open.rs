@@ -6,15 +6,15 @@ use super::layer::LayerFiles;
 use crate::error::{Error, Result};
 use backends::Location;
 use backends::cache::Store;
-use formats::{Ask, Format, Opened, Opening, ParentCheck, ParentRef, Progress};
+use formats::{Ask, Opened, Opening, ParentCheck, ParentRef, Progress};
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// How to open an image.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-    /// Read the top image as this format; `None` probes.
-    pub format: Option<Format>,
+    /// How to read the top image.
+    pub image: formats::Options,
     /// Which other files the image may name.
     pub gate: Gate,
     /// Where blocks of remote objects and decoded clusters are kept; `None` keeps a little in memory only.
@@ -27,7 +27,7 @@ pub struct OpenOptions {
 pub(super) async fn open_chain(location: &Location, options: &OpenOptions) -> Result<Vec<Arc<LayerFiles>>> {
     let mut layers = Vec::new();
     let mut seen = HashSet::new();
-    let mut opened = open_layer(location, options.format, options).await?;
+    let mut opened = open_layer(location, options.image.clone(), options).await?;
     loop {
         let (layer, parent) = opened;
         if !seen.insert(layer.files[0].identity().clone()) {
@@ -54,12 +54,14 @@ pub(super) async fn open_chain(location: &Location, options: &OpenOptions) -> Re
 /// Opens one image file and the extents it names.
 async fn open_layer(
     location: &Location,
-    format: Option<Format>,
+    image: formats::Options,
     options: &OpenOptions,
 ) -> Result<(LayerFiles, Option<ParentRef>)> {
     let mut files = vec![open_content(location, options).await?];
     let parse_error = |error: formats::FormatError| Error::failed(format!("{location}: {error}"));
-    let mut opening = Opening::new(files[0].len(), formats::Options { format, ..Default::default() });
+    let view =
+        image.snapshot.as_ref().map_or_else(|| "active".to_owned(), |name| format!("snapshot {name:?}"));
+    let mut opening = Opening::new(files[0].len(), image);
     loop {
         match opening.poll().map_err(parse_error)? {
             Progress::Need(Ask::Bytes { file, at, len }) => {
@@ -75,7 +77,7 @@ async fn open_layer(
             }
             Progress::Done(opened) => {
                 let Opened { layer, parent, content_id } = opened;
-                let layer = LayerFiles::new(location.clone(), layer, content_id, files);
+                let layer = LayerFiles::new(location.clone(), layer, view, content_id, files);
                 return Ok((layer, parent));
             }
         }
@@ -96,9 +98,13 @@ async fn open_parent(
     for name in &parent.names {
         let attempt = async {
             let location = options.gate.admit(child, name)?;
-            let opened = open_layer(&location, parent.format, options)
-                .await
-                .map_err(|error| Error::failed(format!("{child}: cannot open its parent: {error}")))?;
+            let opened = open_layer(
+                &location,
+                formats::Options { format: parent.format, ..Default::default() },
+                options,
+            )
+            .await
+            .map_err(|error| Error::failed(format!("{child}: cannot open its parent: {error}")))?;
             match parent.check {
                 ParentCheck::Id(expected) if opened.0.content_id != Some(expected) => Err(Error::failed(
                     format!("{child}: {location} is not the parent it was made from: its identifier differs"),

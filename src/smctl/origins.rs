@@ -62,6 +62,7 @@ impl Origins for Server {
                 location: location.to_owned(),
                 key: key(template),
                 format: None,
+                snapshot: None,
                 allow_reference: Vec::new(),
                 pin: Some(identity.to_owned()),
                 index: None,
