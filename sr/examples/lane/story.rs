@@ -133,6 +133,12 @@ pub(crate) fn tell(device: &str) -> Result<()> {
     refused("an SR of the same name", smctl.sr_create(&request))?;
     refused("a device in use", smctl.sr_create(&SrCreate { name: "other".into(), ..request.clone() }))?;
 
+    check(
+        "a probe finds it by device and by group",
+        smctl.sr_probe(device)?.len() == 1 && smctl.sr_probe("lane")?.len() == 1,
+    )?;
+    check("and nothing elsewhere", smctl.sr_probe("/dev/null")?.is_empty())?;
+
     let mut devices = Vec::new();
     for (name, path) in [("small", small), ("large", large)] {
         let introduce = VdiIntroduce { location: path.into(), name: None };

@@ -331,6 +331,24 @@ impl Controller {
         Ok(infos)
     }
 
+    /// The SRs on a device or in a volume group; none if it holds none.
+    ///
+    /// # Errors
+    /// LVM fails.
+    pub fn sr_probe(&mut self, target: &str) -> Result<Vec<SrInfo>> {
+        let path = std::path::Path::new(target);
+        let mut infos = Vec::new();
+        for found in self.scan()? {
+            let on = |device: &PathBuf| {
+                device == path || std::fs::canonicalize(path).is_ok_and(|it| it == *device)
+            };
+            if found.place.vg == target || found.place.devices.iter().any(on) {
+                infos.push(self.describe(&found)?);
+            }
+        }
+        Ok(infos)
+    }
+
     /// One SR, attached or not.
     ///
     /// # Errors

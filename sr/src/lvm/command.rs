@@ -151,10 +151,6 @@ impl Lvm for LvmCommand {
         self.run(devices, &["lvchange", "-q", "-a", "n", &volume(vg, lv)]).map(drop)
     }
 
-    fn extend(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()> {
-        self.run(devices, &["lvextend", "-q", "-L", &bytes(size), &volume(vg, lv)]).map(drop)
-    }
-
     fn remove_volume(&mut self, devices: &[PathBuf], vg: &str, lv: &str) -> Result<()> {
         self.run(devices, &["lvremove", "-q", "-y", &volume(vg, lv)]).map(drop)
     }

@@ -142,12 +142,6 @@ pub trait Lvm {
     /// LVM refuses, as it does while the volume is open.
     fn deactivate(&mut self, devices: &[PathBuf], vg: &str, lv: &str) -> Result<()>;
 
-    /// Makes a volume `size` bytes long, which is more than it is.
-    ///
-    /// # Errors
-    /// LVM refuses, as it does without room.
-    fn extend(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()>;
-
     /// Removes a volume and what is in it.
     ///
     /// # Errors

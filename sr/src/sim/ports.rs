@@ -118,10 +118,6 @@ impl Lvm for Port {
         })
     }
 
-    fn extend(&mut self, _: &[PathBuf], _: &str, _: &str, _: u64) -> Result<()> {
-        Err(Error::failed("the simulated LVM extends nothing"))
-    }
-
     fn remove_volume(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
         self.effect(|sim| {
             let name = lv_name(sim, lv);
