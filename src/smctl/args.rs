@@ -67,7 +67,30 @@ pub(crate) enum Sr {
         #[command(flatten)]
         change: Change,
     },
-    /// List attached SRs
+    /// Make an SR in a volume group that has other uses, and attach it; other volumes are left alone
+    #[command(group(clap::ArgGroup::new("pool").required(true).args(["pool_size", "adopt_pool"])))]
+    Introduce {
+        /// What people call it
+        #[arg(long)]
+        name: String,
+        /// Size of the thin pool to make
+        #[arg(long, value_name = "SIZE")]
+        pool_size: Option<Size>,
+        /// Use this empty thin pool of the volume group instead
+        #[arg(long, value_name = "LV")]
+        adopt_pool: Option<String>,
+        /// The volume group
+        vg: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Tell what SRs are on a device or in a volume group
+    Probe {
+        /// A device, or the name of a volume group
+        #[arg(value_name = "DEVICE|VG")]
+        target: String,
+    },
+    /// List this host's SRs
     List,
     /// Describe an SR
     Info {
@@ -83,6 +106,13 @@ pub(crate) enum Sr {
     },
     /// Deactivate an SR; its VDIs must be detached
     Detach {
+        /// UUID, name or volume group
+        sr: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Stop using an SR on this host; nothing on it changes, and `attach` finds it again
+    Forget {
         /// UUID, name or volume group
         sr: String,
         #[command(flatten)]

@@ -9,7 +9,7 @@ use crate::output;
 use args::{Command, Copy, Global, Smctl, Sr, Vdi};
 use backends::Location;
 use clap::{CommandFactory, Parser};
-use sr::{Controller, ErrorKind, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiIntroduce};
+use sr::{Controller, ErrorKind, SrCreate, SrDestroy, SrIntroduce, VdiClone, VdiCreate, VdiIntroduce};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -41,10 +41,18 @@ fn run_sr(command: Sr, global: &Global) -> Result<()> {
             let request = SrCreate { name, devices, pool_size, chunk };
             show::made(open(change.dry_run)?.sr_create(&request)?, |sr| sr.uuid, json)
         }
+        Sr::Introduce { name, pool_size, adopt_pool, vg, change } => {
+            let request = SrIntroduce { name, vg, pool_size: pool_size.map(|size| size.0), adopt_pool };
+            show::made(open(change.dry_run)?.sr_introduce(&request)?, |sr| sr.uuid, json)
+        }
+        Sr::Probe { target } => show::srs(&open(false)?.sr_probe(&target)?, json),
         Sr::List => show::srs(&open(false)?.sr_list()?, json),
         Sr::Info { sr } => show::sr(&open(false)?.sr_info(&sr)?, json),
         Sr::Attach { sr, change } => show::done(&open(change.dry_run)?.sr_attach(&sr)?, json),
-        Sr::Detach { sr, change } => show::done(&open(change.dry_run)?.sr_detach(&sr)?, json),
+        // An SR describes itself, so a host keeps nothing of it that detaching does not drop.
+        Sr::Detach { sr, change } | Sr::Forget { sr, change } => {
+            show::done(&open(change.dry_run)?.sr_detach(&sr)?, json)
+        }
         Sr::Recover { sr, change } => show::done(&open(change.dry_run)?.sr_recover(&sr)?, json),
         Sr::Destroy { sr, force, change } => {
             show::done(&open(change.dry_run)?.sr_destroy(&SrDestroy { sr, force })?, json)
