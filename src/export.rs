@@ -97,8 +97,17 @@ impl Export for ImageExport {
     }
 
     async fn prefetch(&self, offset: u64, len: u64) {
-        if let Err(error) = self.image.read(offset, len).await {
-            tracing::debug!(export = self.name, offset, len, "prefetch failed: {error}");
+        /// Little enough that the whole disk can be asked for without being held in memory.
+        const STEP: u64 = 1 << 20;
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let step = STEP.min(end - at);
+            if let Err(error) = self.image.read(at, step).await {
+                tracing::debug!(export = self.name, at, step, "prefetch failed: {error}");
+                return;
+            }
+            at += step;
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::export::{ImageExport, READ_DEADLINE};
 use crate::image::{Gate, Image, OpenOptions};
 use backends::Location;
+use futures_util::{StreamExt, stream};
 use nbd::kernel::{self, Connect, Device};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -107,39 +108,50 @@ impl Attachments {
     /// half way, the device may exist without a record; it is swept by the next server's [`adopt`](Self::adopt).
     pub(crate) async fn attach(&self, request: AttachRequest) -> Result<Attached> {
         let _using = self.begin_use()?;
+        if let Some(attached) = self.find(&request)? {
+            return Ok(attached);
+        }
+        // Opening may take as long as a server does, and must not keep others from their devices.
+        let image = self.open_image(&request).await?;
         let _changing = self.changing.lock().await;
-        if let Some(live) = self.live().get(&request.key) {
-            return match request.pin.as_ref().is_none_or(|pin| *pin == live.attached.pin) {
-                true => Ok(live.attached.clone()),
-                false => Err(changed(&live.attached.location)),
-            };
+        if let Some(attached) = self.find(&request)? {
+            return Ok(attached);
         }
         let stranded = self.stranded().get(&request.key).cloned();
         if let Some(stranded) = stranded {
-            return self.rescue(stranded).await;
+            return self.serve_again(stranded, &image).await;
         }
-        let image = self.open_image(&request).await?;
         let (kernel_ends, serving) = serve(&image)?;
         let connect = Connect {
             index: request.index,
-            size: image.virtual_size().next_multiple_of(512),
-            request_timeout: REQUEST_TIMEOUT,
-            dead_connection_timeout: DEAD_TIMEOUT,
-            backend: format!("{BACKEND}{}", request.key),
-            ..Connect::default()
+            size: device_size(&image),
+            backend: backend(&request.key),
+            ..timers()
         };
         let device = blocking(move || kernel::connect(&connect, &kernel_ends)).await?;
-        let index = device.index();
         let attached = describe(&request.key, &device, &image);
-        let record = Record { index, request: AttachRequest { pin: Some(image.pin()), ..request } };
+        let (index, size) = (device.index(), device_size(&image));
+        let record = Record { index, size, request: AttachRequest { pin: Some(image.pin()), ..request } };
         if let Err(error) = self.records.save(&record) {
             // The error to report is the first one; a device that stays is swept at the next start.
             let _ = blocking(move || device.disconnect()).await;
             return Err(error);
         }
         tracing::info!("{}: attached {} ({} bytes)", attached.device, attached.location, attached.size);
-        self.insert(attached.clone(), serving);
+        self.usage.send_modify(|usage| usage.uses += 1);
+        self.live().insert(attached.key.clone(), Live { attached: attached.clone(), serving });
         Ok(attached)
+    }
+
+    /// The device that the key of `request` has, if it holds what is asked for.
+    fn find(&self, request: &AttachRequest) -> Result<Option<Attached>> {
+        let Some(attached) = self.live().get(&request.key).map(|live| live.attached.clone()) else {
+            return Ok(None);
+        };
+        match request.pin.as_ref().is_none_or(|pin| *pin == attached.pin) {
+            true => Ok(Some(attached)),
+            false => Err(changed(&attached.location)),
+        }
     }
 
     /// Detaches what `key` names; `None` if nothing does. Refuses while somebody uses the device.
@@ -163,10 +175,11 @@ impl Attachments {
         Ok(Some(attached))
     }
 
-    /// Takes over the devices that an earlier server left behind, and lets go of those that nobody can serve.
+    /// Finds the devices that an earlier server left behind, and lets go of those that no record explains. Waits for
+    /// no image: [`keep_rescuing`](Self::keep_rescuing) serves them again.
     pub(crate) async fn adopt(&self) {
         let _changing = self.changing.lock().await;
-        let mut ours: Vec<Device> = match blocking(|| kernel::devices(BACKEND)).await {
+        let mut devices = match blocking(|| kernel::devices("")).await {
             Ok(devices) => devices,
             Err(error) => {
                 tracing::debug!("no devices to take over: {error}");
@@ -174,21 +187,15 @@ impl Attachments {
             }
         };
         for record in self.records.load() {
-            let backend = format!("{BACKEND}{}", record.request.key);
-            let found =
-                ours.iter().position(|device| device.index() == record.index && device.backend() == backend);
-            let Some(device) = found.map(|position| ours.swap_remove(position)) else {
+            let Some(position) = devices.iter().position(|device| record.is_of(device)) else {
                 self.records.remove(record.index);
                 continue;
             };
-            let stranded = Stranded { record, device };
-            self.stranded().insert(stranded.record.request.key.clone(), stranded.clone());
+            let device = devices.swap_remove(position);
+            self.stranded().insert(record.request.key.clone(), Stranded { record, device });
             self.usage.send_modify(|usage| usage.uses += 1);
-            if let Err(error) = self.rescue(stranded).await {
-                tracing::error!("cannot take over a device yet: {error}");
-            }
         }
-        for device in ours {
+        for device in devices.into_iter().filter(|device| device.backend().starts_with(BACKEND)) {
             let index = device.index();
             match blocking(move || device.disconnect_unused()).await {
                 Ok(()) => tracing::warn!("/dev/nbd{index}: let go of a device that no record explains"),
@@ -199,31 +206,41 @@ impl Attachments {
         }
     }
 
-    /// Tries again, every [`RESCUE`], to serve the devices whose image could not be opened. Never ends.
+    /// Serves the stranded devices again, as soon as their images can be opened; tries every [`RESCUE`]. Never ends.
     pub(crate) async fn keep_rescuing(&self) {
         loop {
-            tokio::time::sleep(RESCUE).await;
-            let _changing = self.changing.lock().await;
             let stranded: Vec<_> = self.stranded().values().cloned().collect();
-            for stranded in stranded {
+            let rescues = stranded.into_iter().map(|stranded| async move {
+                let device = stranded.device.path().to_owned();
                 if let Err(error) = self.rescue(stranded).await {
-                    tracing::debug!("still not: {error}");
+                    tracing::warn!("{}: cannot take over yet: {error}", device.display());
                 }
-            }
+            });
+            stream::iter(rescues).buffer_unordered(usize::MAX).collect::<()>().await;
+            tokio::time::sleep(RESCUE).await;
         }
     }
 
-    /// Serves a stranded device again.
-    async fn rescue(&self, Stranded { record, device }: Stranded) -> Result<Attached> {
-        let image = self.open_image(&record.request).await?;
-        let (kernel_ends, serving) = serve(&image)?;
-        let attached = describe(&record.request.key, &device, &image);
-        let connect = Connect {
-            request_timeout: REQUEST_TIMEOUT,
-            dead_connection_timeout: DEAD_TIMEOUT,
-            backend: device.backend().to_owned(),
-            ..Connect::default()
-        };
+    async fn rescue(&self, stranded: Stranded) -> Result<()> {
+        let key = stranded.record.request.key.clone();
+        let image = self.open_image(&stranded.record.request).await?;
+        let _changing = self.changing.lock().await;
+        // Meanwhile it may have been detached, or served again because somebody asked for it.
+        if self.stranded().contains_key(&key) {
+            self.serve_again(stranded, &image).await?;
+        }
+        Ok(())
+    }
+
+    /// Serves a stranded device again, with `changing` held.
+    async fn serve_again(
+        &self,
+        Stranded { record, device }: Stranded,
+        image: &Arc<Image>,
+    ) -> Result<Attached> {
+        let (kernel_ends, serving) = serve(image)?;
+        let attached = describe(&record.request.key, &device, image);
+        let connect = Connect { backend: device.backend().to_owned(), ..timers() };
         blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
         tracing::info!("{}: took over {}", attached.device, attached.location);
         self.stranded().remove(&record.request.key);
@@ -291,11 +308,6 @@ impl Attachments {
         }
     }
 
-    fn insert(&self, attached: Attached, serving: Serving) {
-        self.live().insert(attached.key.clone(), Live { attached, serving });
-        self.usage.send_modify(|usage| usage.uses += 1);
-    }
-
     fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
         self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -305,13 +317,40 @@ impl Attachments {
     }
 }
 
+impl Record {
+    /// Whether `device`, which is connected, is the one this was written of. Linux before 5.14 does not keep what the
+    /// device was called; there, number and size must do.
+    fn is_of(&self, device: &Device) -> bool {
+        let called = match device.backend() {
+            "" => device.size() == self.size,
+            called => called == backend(&self.request.key),
+        };
+        called && device.index() == self.index
+    }
+}
+
+/// The kernel's timers, as every device has them.
+fn timers() -> Connect {
+    Connect { request_timeout: REQUEST_TIMEOUT, dead_connection_timeout: DEAD_TIMEOUT, ..Connect::default() }
+}
+
+/// What the kernel is told a device with `key` is backed by.
+fn backend(key: &str) -> String {
+    format!("{BACKEND}{key}")
+}
+
+/// Size of the device for `image`, in bytes: whole sectors.
+fn device_size(image: &Image) -> u64 {
+    image.virtual_size().next_multiple_of(512)
+}
+
 fn changed(location: &str) -> Error {
     Error::failed(format!("{location}: the image has changed since it was introduced"))
 }
 
 impl Stranded {
     fn describe(&self) -> Attached {
-        let Record { index, request } = &self.record;
+        let Record { index, size, request } = &self.record;
         let location = request.location.parse::<Location>();
         Attached {
             key: request.key.clone(),
@@ -320,7 +359,7 @@ impl Stranded {
             location: location.map_or_else(|_| String::new(), |location| location.to_string()),
             format: request.format.clone().unwrap_or_default(),
             pin: request.pin.clone().unwrap_or_default(),
-            size: self.device.size(),
+            size: *size,
             serving: false,
         }
     }

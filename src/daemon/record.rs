@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Record {
     /// The kernel device's number.
     pub(super) index: u32,
+    /// The kernel device's size in bytes.
+    pub(super) size: u64,
     /// What was asked for, with the pin of what was opened.
     pub(super) request: AttachRequest,
 }
