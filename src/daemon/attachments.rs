@@ -6,11 +6,10 @@
 
 use super::api::{AttachRequest, Attached};
 use super::record::{Record, Records};
+use super::takeover::Stranded;
 use crate::error::{Error, Result};
 use crate::export::{ImageExport, READ_DEADLINE};
 use crate::image::{Gate, Image, OpenOptions};
-use backends::Location;
-use futures_util::{StreamExt, stream};
 use nbd::kernel::{self, Connect, Device};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -28,29 +27,27 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the kernel keeps requests waiting for a new server after the last one died.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
 const _: () = assert!(READ_DEADLINE.as_secs() < REQUEST_TIMEOUT.as_secs());
-/// How often a device whose image cannot be opened is tried again.
-const RESCUE: Duration = Duration::from_secs(5);
 /// What the kernel shows as the backend of our devices, followed by the key.
-const BACKEND: &str = "thinorigin:";
+pub(super) const BACKEND: &str = "thinorigin:";
 
 /// All devices this process serves.
 #[derive(Debug)]
 pub(crate) struct Attachments {
-    records: Records,
+    pub(super) records: Records,
     options: OpenOptions,
     live: Mutex<HashMap<String, Live>>,
     /// Devices of an earlier server whose image cannot be opened at the moment, by key. Reads of them wait.
     stranded: Mutex<HashMap<String, Stranded>>,
     /// Serialises what changes the set of devices; `live` itself is only ever locked for a moment.
-    changing: tokio::sync::Mutex<()>,
-    usage: watch::Sender<Usage>,
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) usage: watch::Sender<Usage>,
 }
 
 /// Whether anybody needs this server.
 #[derive(Clone, Copy, Debug, Default)]
-struct Usage {
+pub(super) struct Usage {
     /// Devices, and requests for devices under way.
-    uses: usize,
+    pub(super) uses: usize,
     /// Nothing used it for so long that it is about to end: it takes no more requests.
     ending: bool,
 }
@@ -65,20 +62,14 @@ impl Drop for Use<'_> {
 }
 
 #[derive(Debug)]
-struct Live {
-    attached: Attached,
-    serving: Serving,
-}
-
-#[derive(Clone, Debug)]
-struct Stranded {
-    record: Record,
-    device: Device,
+pub(super) struct Live {
+    pub(super) attached: Attached,
+    pub(super) serving: Serving,
 }
 
 /// The tasks that answer a device's sockets.
 #[derive(Debug)]
-struct Serving {
+pub(super) struct Serving {
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -175,79 +166,6 @@ impl Attachments {
         Ok(Some(attached))
     }
 
-    /// Finds the devices that an earlier server left behind, and lets go of those that no record explains. Waits for
-    /// no image: [`keep_rescuing`](Self::keep_rescuing) serves them again.
-    pub(crate) async fn adopt(&self) {
-        let _changing = self.changing.lock().await;
-        let mut devices = match blocking(|| kernel::devices("")).await {
-            Ok(devices) => devices,
-            Err(error) => {
-                tracing::debug!("no devices to take over: {error}");
-                return;
-            }
-        };
-        for record in self.records.load() {
-            let Some(position) = devices.iter().position(|device| record.is_of(device)) else {
-                self.records.remove(record.index);
-                continue;
-            };
-            let device = devices.swap_remove(position);
-            self.stranded().insert(record.request.key.clone(), Stranded { record, device });
-            self.usage.send_modify(|usage| usage.uses += 1);
-        }
-        for device in devices.into_iter().filter(|device| device.backend().starts_with(BACKEND)) {
-            let index = device.index();
-            match blocking(move || device.disconnect_unused()).await {
-                Ok(()) => tracing::warn!("/dev/nbd{index}: let go of a device that no record explains"),
-                Err(error) => {
-                    tracing::error!("/dev/nbd{index}: no record explains this device of ours: {error}");
-                }
-            }
-        }
-    }
-
-    /// Serves the stranded devices again, as soon as their images can be opened; tries every [`RESCUE`]. Never ends.
-    pub(crate) async fn keep_rescuing(&self) {
-        loop {
-            let stranded: Vec<_> = self.stranded().values().cloned().collect();
-            let rescues = stranded.into_iter().map(|stranded| async move {
-                let device = stranded.device.path().to_owned();
-                if let Err(error) = self.rescue(stranded).await {
-                    tracing::warn!("{}: cannot take over yet: {error}", device.display());
-                }
-            });
-            stream::iter(rescues).buffer_unordered(usize::MAX).collect::<()>().await;
-            tokio::time::sleep(RESCUE).await;
-        }
-    }
-
-    async fn rescue(&self, stranded: Stranded) -> Result<()> {
-        let key = stranded.record.request.key.clone();
-        let image = self.open_image(&stranded.record.request).await?;
-        let _changing = self.changing.lock().await;
-        // Meanwhile it may have been detached, or served again because somebody asked for it.
-        if self.stranded().contains_key(&key) {
-            self.serve_again(stranded, &image).await?;
-        }
-        Ok(())
-    }
-
-    /// Serves a stranded device again, with `changing` held.
-    async fn serve_again(
-        &self,
-        Stranded { record, device }: Stranded,
-        image: &Arc<Image>,
-    ) -> Result<Attached> {
-        let (kernel_ends, serving) = serve(image)?;
-        let attached = describe(&record.request.key, &device, image);
-        let connect = Connect { backend: device.backend().to_owned(), ..timers() };
-        blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
-        tracing::info!("{}: took over {}", attached.device, attached.location);
-        self.stranded().remove(&record.request.key);
-        self.live().insert(attached.key.clone(), Live { attached: attached.clone(), serving });
-        Ok(attached)
-    }
-
     /// Answers what is under way and stops reading requests. The devices stay for a server that takes over.
     pub(crate) async fn drain(&self) {
         let _changing = self.changing.lock().await;
@@ -292,7 +210,7 @@ impl Attachments {
         begun.then(|| Use(&self.usage)).ok_or_else(|| Error::no_server("the server is about to end"))
     }
 
-    async fn open_image(&self, request: &AttachRequest) -> Result<Arc<Image>> {
+    pub(super) async fn open_image(&self, request: &AttachRequest) -> Result<Arc<Image>> {
         let format = request.format.as_deref().map(|format| {
             format.parse().map_err(|_| Error::usage(format!("{format:?} is not an image format")))
         });
@@ -308,34 +226,22 @@ impl Attachments {
         }
     }
 
-    fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
+    pub(super) fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
         self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+    pub(super) fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Record {
-    /// Whether `device`, which is connected, is the one this was written of. Linux before 5.14 does not keep what the
-    /// device was called; there, number and size must do.
-    fn is_of(&self, device: &Device) -> bool {
-        let called = match device.backend() {
-            "" => device.size() == self.size,
-            called => called == backend(&self.request.key),
-        };
-        called && device.index() == self.index
-    }
-}
-
 /// The kernel's timers, as every device has them.
-fn timers() -> Connect {
+pub(super) fn timers() -> Connect {
     Connect { request_timeout: REQUEST_TIMEOUT, dead_connection_timeout: DEAD_TIMEOUT, ..Connect::default() }
 }
 
 /// What the kernel is told a device with `key` is backed by.
-fn backend(key: &str) -> String {
+pub(super) fn backend(key: &str) -> String {
     format!("{BACKEND}{key}")
 }
 
@@ -348,24 +254,7 @@ fn changed(location: &str) -> Error {
     Error::failed(format!("{location}: the image has changed since it was introduced"))
 }
 
-impl Stranded {
-    fn describe(&self) -> Attached {
-        let Record { index, size, request } = &self.record;
-        let location = request.location.parse::<Location>();
-        Attached {
-            key: request.key.clone(),
-            device: self.device.path().display().to_string(),
-            index: *index,
-            location: location.map_or_else(|_| String::new(), |location| location.to_string()),
-            format: request.format.clone().unwrap_or_default(),
-            pin: request.pin.clone().unwrap_or_default(),
-            size: *size,
-            serving: false,
-        }
-    }
-}
-
-fn describe(key: &str, device: &Device, image: &Image) -> Attached {
+pub(super) fn describe(key: &str, device: &Device, image: &Image) -> Attached {
     Attached {
         key: key.to_owned(),
         device: device.path().display().to_string(),
@@ -379,7 +268,7 @@ fn describe(key: &str, device: &Device, image: &Image) -> Attached {
 }
 
 /// Serves `image` on new socket pairs; returns the kernel's ends.
-fn serve(image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
+pub(super) fn serve(image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
     let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
     let export = Arc::new(ImageExport::new(image.location().to_string(), image.clone()));
     let stop = CancellationToken::new();
@@ -401,7 +290,7 @@ fn serve(image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
 }
 
 /// Runs a call that the kernel may keep waiting.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> std::result::Result<T, kernel::Error> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(call).await {

@@ -11,6 +11,7 @@ mod client;
 mod exports;
 pub(crate) mod record;
 pub(crate) mod spawn;
+mod takeover;
 
 pub use api::{AttachRequest, Attached};
 pub(crate) use attachments::Attachments;
