@@ -167,6 +167,7 @@ const QEMU: &[(&str, &str)] = &[
     ("H35", "a negotiation may take 10 s, longer than the check waits"),
     ("T08", "commands that were not announced are invalid, whether the export is read-only or not"),
     ("T18", "a bad magic number is answered with an error before the connection is closed"),
+    ("T21", "depending on time, it closes the connection before it has answered what is under way"),
 ];
 
 /// Where nbdkit 1.32 differs, and why.
