@@ -1,5 +1,7 @@
 //! What the fuzz targets share: a driver that checks, at every step, what the parsers promise.
 
+pub mod sparse;
+
 use thinorigin_formats::{
     Ask, Format, Layer, Located, Mapping, Opened, Opening, Options, Progress, Run, Runs, TableRef, limits,
 };
