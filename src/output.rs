@@ -31,12 +31,18 @@ pub(crate) fn line(text: &str) -> Result<()> {
 }
 
 /// Writes to stdout. A reader that left (`| head`) ends the process quietly, as it would any other filter.
-pub(crate) fn write_stdout(bytes: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(bytes) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => Err(Error::io("cannot write", "stdout", &error)),
+///
+/// The standard library's stdout looks for line ends in everything; gibibytes of disk have no use for that.
+pub(crate) fn write_stdout(mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(rustix::stdio::stdout(), bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::PIPE) => std::process::exit(0),
+            Err(errno) => return Err(Error::io("cannot write", "stdout", &errno.into())),
+        }
     }
+    Ok(())
 }
 
 /// A table for people: a header and rows.

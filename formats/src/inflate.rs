@@ -2,6 +2,7 @@
 
 use crate::{Codec, FormatError, Result, Unit, limits};
 use flate2::{Decompress, FlushDecompress};
+use libdeflater::Decompressor;
 use std::cell::RefCell;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
@@ -25,6 +26,8 @@ pub fn unit(unit: &Unit, stored: &[u8]) -> Result<Vec<u8>> {
 /// Decoder state that is kept between units: making it anew costs more than inflating a small cluster. One per
 /// thread.
 pub struct Inflater {
+    /// Fast, where the stream ends with the unit. Nearly all do.
+    whole: Decompressor,
     deflate: Decompress,
     zlib: Decompress,
     zstd: Option<Decoder<'static>>,
@@ -45,7 +48,12 @@ impl std::fmt::Debug for Inflater {
 impl Inflater {
     /// Fresh state.
     pub fn new() -> Self {
-        Inflater { deflate: Decompress::new(false), zlib: Decompress::new(true), zstd: None }
+        Inflater {
+            whole: Decompressor::new(),
+            deflate: Decompress::new(false),
+            zlib: Decompress::new(true),
+            zstd: None,
+        }
     }
 
     /// Decodes the unit that is stored as `stored` into exactly `decoded` bytes.
@@ -69,6 +77,9 @@ impl Inflater {
     pub fn decode_into(&mut self, codec: Codec, stored: &[u8], clear: &mut [u8]) -> Result<()> {
         match codec {
             Codec::Deflate => {
+                if self.whole.deflate_decompress(stored, clear) == Ok(clear.len()) {
+                    return Ok(());
+                }
                 self.deflate.reset(false);
                 inflate(&mut self.deflate, stored, clear)
             }
@@ -79,6 +90,9 @@ impl Inflater {
     }
 
     fn zlib(&mut self, stored: &[u8], clear: &mut [u8]) -> Result<()> {
+        if self.whole.zlib_decompress(stored, clear) == Ok(clear.len()) {
+            return Ok(());
+        }
         self.zlib.reset(true);
         inflate(&mut self.zlib, stored, clear)
     }
@@ -113,7 +127,7 @@ fn new_zstd() -> std::io::Result<Decoder<'static>> {
     Ok(decoder)
 }
 
-/// Fills `clear` from `stored`. A stream of exactly this length is followed to its end, where zlib has its checksum.
+/// Fills `clear` from `stored`, where a stream may hold more than that or be cut off behind it. A stream of exactly this length is followed to its end, where zlib has its checksum.
 fn inflate(stream: &mut Decompress, stored: &[u8], clear: &mut [u8]) -> Result<()> {
     stream
         .decompress(stored, clear, FlushDecompress::Finish)
