@@ -71,17 +71,47 @@ pub(crate) struct Known {
     pieces: BTreeMap<(FileIndex, u64), Arc<Vec<u8>>>,
     total: u64,
     asks: u32,
+    /// What went out to the caller and has not been answered.
+    pending: Option<Ask>,
 }
 
 impl Known {
     /// File 0 is `len` bytes long; nothing of it has been read.
     pub(crate) fn new(len: u64) -> Self {
         let files = vec![File { name: String::new(), role: None, len }];
-        Known { files, pieces: BTreeMap::new(), total: 0, asks: 0 }
+        Known { files, pieces: BTreeMap::new(), total: 0, asks: 0, pending: None }
+    }
+
+    /// What an opener came to: its result, or the need that now goes out to the caller.
+    pub(crate) fn settle<T>(&mut self, step: Step<T>) -> Result<std::result::Result<T, Ask>, FormatError> {
+        match step {
+            Ok(done) => Ok(Ok(done)),
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Need(ask)) => {
+                self.count(&ask)?;
+                self.pending = Some(ask.clone());
+                Ok(Err(ask))
+            }
+        }
+    }
+
+    /// The answer to the last need, if that was for bytes. A shorter one means that the file is not as long as was
+    /// said.
+    pub(crate) fn supply_bytes(&mut self, bytes: Vec<u8>) {
+        if let Some(Ask::Bytes { file, at, len }) = self.pending.take() {
+            self.add_bytes(file, at, len, bytes);
+        }
+    }
+
+    /// The answer to the last need, if that was for a file.
+    pub(crate) fn supply_file(&mut self, len: u64) {
+        if let Some(Ask::File { name, role, .. }) = self.pending.take() {
+            self.files.push(File { name, role: Some(role), len });
+        }
     }
 
     /// Counts a need that goes out to the caller; refuses when an image has too many of them.
-    pub(crate) fn count(&mut self, ask: &Ask) -> Result<(), FormatError> {
+    fn count(&mut self, ask: &Ask) -> Result<(), FormatError> {
         self.asks = self.asks.saturating_add(1);
         if let Ask::Bytes { len, .. } = ask {
             self.total = self.total.saturating_add(u64::from(*len));
@@ -96,8 +126,7 @@ impl Known {
         Ok(())
     }
 
-    /// Takes the answer to a need for `asked` bytes. A shorter one means that the file is not as long as was said.
-    pub(crate) fn add_bytes(&mut self, file: FileIndex, at: u64, asked: u32, bytes: Vec<u8>) {
+    fn add_bytes(&mut self, file: FileIndex, at: u64, asked: u32, bytes: Vec<u8>) {
         let len = length(bytes.len());
         if len < u64::from(asked)
             && let Some(file) = self.files.get_mut(usize::from(file.0))
@@ -105,11 +134,6 @@ impl Known {
             file.len = file.len.min(at.saturating_add(len));
         }
         self.pieces.insert((file, at), Arc::new(bytes));
-    }
-
-    /// Takes the answer to a need for a file.
-    pub(crate) fn add_file(&mut self, name: String, role: Role, len: u64) {
-        self.files.push(File { name, role: Some(role), len });
     }
 
     /// The piece that holds `at..at + len`, and where in it that begins. `len` is not 0.
@@ -125,27 +149,21 @@ impl Known {
     }
 }
 
-/// The window on [`Known`] through which an opener looks: file 0 may be a part of the file that the caller has, such
-/// as a member of an archive. Offsets of file 0 count from the beginning of that part.
+/// What an opener sees of [`Known`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'a> {
     known: &'a Known,
-    base: u64,
-    len: u64,
 }
 
 impl<'a> View<'a> {
-    /// All of file 0.
+    /// A view of all that is known.
     pub(crate) fn new(known: &'a Known) -> Self {
-        View { known, base: 0, len: known.files.first().map_or(0, |file| file.len) }
+        View { known }
     }
 
     /// Length of a file in bytes.
     pub(crate) fn len(self, file: FileIndex) -> u64 {
-        match file {
-            FileIndex(0) => self.len,
-            other => self.known.files.get(usize::from(other.0)).map_or(0, |file| file.len),
-        }
+        self.known.files.get(usize::from(file.0)).map_or(0, |file| file.len)
     }
 
     /// Bytes `at..at + len` of `file`, as many of them as the file has.
@@ -154,7 +172,7 @@ impl<'a> View<'a> {
         if len == 0 {
             return Ok(&[]);
         }
-        let (piece, skip) = self.find(file, at, len)?;
+        let (piece, skip) = self.known.find(file, at, len)?;
         Ok(skip.checked_add(index(len)).and_then(|end| piece.get(skip..end)).unwrap_or_default())
     }
 
@@ -170,7 +188,7 @@ impl<'a> View<'a> {
         if len == 0 {
             return Ok(Table::default());
         }
-        let (piece, skip) = self.find(file, at, len)?;
+        let (piece, skip) = self.known.find(file, at, len)?;
         Ok(Table { piece: Arc::clone(piece), skip, len: index(len) })
     }
 
@@ -203,12 +221,6 @@ impl<'a> View<'a> {
             Some(_) => Ok(index),
             None => Err(Stop::Need(Ask::File { name: name.to_owned(), role, index })),
         }
-    }
-
-    /// [`Known::find`] at this window's place.
-    fn find(self, file: FileIndex, at: u64, len: u64) -> Step<(&'a Arc<Vec<u8>>, usize)> {
-        let base = if file == FileIndex(0) { self.base } else { 0 };
-        self.known.find(file, at.saturating_add(base), len)
     }
 }
 

@@ -32,6 +32,7 @@
 )]
 
 mod chain;
+pub mod container;
 mod error;
 mod fields;
 pub mod inflate;

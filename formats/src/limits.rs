@@ -27,3 +27,15 @@ pub const DESCRIPTOR_BYTES: u64 = 1 << 20;
 /// Most entries of a root table that one [`Layer::locate`](crate::Layer::locate) looks at to merge neighbours that
 /// hold nothing.
 pub const MERGED_ENTRIES: u64 = 256;
+
+/// Most bytes that one block of a compressed file has, stored or decoded.
+pub const BLOCK_BYTES: u32 = 64 << 20;
+
+/// Most xz streams in a file.
+pub const STREAMS: usize = 256;
+
+/// Most files in an archive.
+pub const MEMBERS: usize = 1024;
+
+/// Most bytes of an extended header in an archive.
+pub const NAMES_BYTES: u64 = 64 << 10;

@@ -5,7 +5,7 @@
 //! further. Openers need few steps, so running again costs less than keeping state, and there is no state to get
 //! wrong.
 
-use crate::known::{Known, Stop, View};
+use crate::known::{Known, View};
 use crate::{FileIndex, FormatError, Layer, Result, probe};
 use std::fmt;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub enum Role {
     DataFile,
     /// The parent (backing file) of a layer.
     Parent,
+    /// The index that belongs to a compressed file.
+    Index,
 }
 
 /// How the caller wants an image read.
@@ -147,41 +149,32 @@ pub enum Progress {
 pub struct Opening {
     known: Known,
     options: Options,
-    pending: Option<Ask>,
 }
 
 impl Opening {
     /// Begins with file 0, which is `file_len` bytes long.
     pub fn new(file_len: u64, options: Options) -> Self {
-        Opening { known: Known::new(file_len), options, pending: None }
+        Opening { known: Known::new(file_len), options }
     }
 
     /// Runs as far as what is known allows. An error is final.
     pub fn poll(&mut self) -> Result<Progress> {
-        match probe::open(View::new(&self.known), &self.options) {
-            Ok(opened) => Ok(Progress::Done(opened)),
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::Need(ask)) => {
-                self.known.count(&ask)?;
-                self.pending = Some(ask.clone());
-                Ok(Progress::Need(ask))
-            }
-        }
+        let step = probe::open(View::new(&self.known), &self.options);
+        Ok(match self.known.settle(step)? {
+            Ok(opened) => Progress::Done(opened),
+            Err(ask) => Progress::Need(ask),
+        })
     }
 
     /// Answers the last [`Ask::Bytes`]. Shorter than asked only where the file ends. Does nothing if something else
     /// was asked.
     pub fn supply_bytes(&mut self, bytes: Vec<u8>) {
-        if let Some(Ask::Bytes { file, at, len }) = self.pending.take() {
-            self.known.add_bytes(file, at, len, bytes);
-        }
+        self.known.supply_bytes(bytes);
     }
 
     /// Answers the last [`Ask::File`]: the file is open and `len` bytes long. Does nothing if something else was
     /// asked.
     pub fn supply_file(&mut self, len: u64) {
-        if let Some(Ask::File { name, role, .. }) = self.pending.take() {
-            self.known.add_file(name, role, len);
-        }
+        self.known.supply_file(len);
     }
 }

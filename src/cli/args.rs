@@ -66,6 +66,9 @@ pub(crate) struct Reading {
     /// Read an internal snapshot of the image instead of its active disk (qcow2)
     #[arg(long, value_name = "NAME|ID")]
     pub(crate) snapshot: Option<String>,
+    /// Read this file of an archive (tar, OVA) [default: the only one that is named like a disk image]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) member: Option<String>,
     /// Also open files that an image names if their location begins with PREFIX (may be repeated; without it only
     /// files in the image's own directory on the same server are opened)
     #[arg(long = "allow-reference", value_name = "PREFIX")]

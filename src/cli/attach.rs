@@ -18,6 +18,7 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
         key: format!("cli:{}", uuid::Uuid::new_v4()),
         format: args.reading.format.map(|format| formats::Format::from(format).to_string()),
         snapshot: args.reading.snapshot.clone(),
+        member: args.reading.member.clone(),
         allow_reference: args.reading.allow_reference.clone(),
         pin: None,
         index,

@@ -48,10 +48,10 @@ impl Info {
             identity: identity.map(|identity| identity.validator.clone()).unwrap_or_default(),
             cluster_size: top.cluster_size,
             chain,
-            compressed: top.compressed,
+            compressed: top.compressed || image.through().iter().any(|step| !step.starts_with("tar ")),
             // An encrypted image is refused at open, so one that is open is not.
             encrypted: false,
-            features: top.features,
+            features: image.through().iter().cloned().chain(top.features).collect(),
             warnings: image.layers().flat_map(|(_, layer)| layer.info().warnings.clone()).collect(),
         }
     }

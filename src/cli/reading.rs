@@ -12,6 +12,7 @@ impl Reading {
     pub(crate) fn options(&self) -> Result<OpenOptions> {
         Ok(OpenOptions {
             image: formats::Options { format: self.format.map(Into::into), snapshot: self.snapshot.clone() },
+            member: self.member.clone(),
             gate: Gate { allow: self.allow_reference.clone() },
             store: self.cache.open()?,
             sources: backends::Options::default()

@@ -16,6 +16,9 @@ pub struct AttachRequest {
     /// The internal snapshot to read; absent: the active disk.
     #[serde(default)]
     pub snapshot: Option<String>,
+    /// The file of an archive that is the image; absent: the only one that is named like a disk.
+    #[serde(default)]
+    pub member: Option<String>,
     /// Location prefixes that the image may refer to beyond its own directory.
     #[serde(default)]
     pub allow_reference: Vec<String>,

@@ -216,6 +216,7 @@ impl Attachments {
         });
         let options = OpenOptions {
             image: formats::Options { format: format.transpose()?, snapshot: request.snapshot.clone() },
+            member: request.member.clone(),
             gate: Gate { allow: request.allow_reference.clone() },
             ..self.options.clone()
         };

@@ -1,5 +1,6 @@
-//! The bytes of one file that belongs to an image: read in place, or through the cache.
+//! The bytes of one file that belongs to an image: read in place, through the cache, or out of a container.
 
+use super::packed::PackedFile;
 use crate::error::{Error, Result};
 use backends::cache::{Fill, Key, Lease, Object, Span, Spans, Store};
 use backends::{AnySource, Identity, Source};
@@ -11,15 +12,25 @@ use std::sync::Arc;
 /// trips, small enough that a random 4 KiB read does not fetch much that nobody asked for.
 const BLOCK: u32 = 64 << 10;
 
-/// One file of a layer.
+/// One file of a layer: a part of a body, which is all of it unless the file is a member of an archive. Offsets count
+/// from where the part begins.
 #[derive(Debug)]
-pub(crate) enum Content {
+pub(crate) struct Content {
+    body: Body,
+    part: Range<u64>,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Body {
     /// A local file, sent from where it lies.
     Local(Arc<AnySource>, Arc<Lease>),
     /// A remote object behind the cache.
     Cached(Arc<AnySource>, Arc<Object<SourceFill>>),
     /// A remote object without a cache: every read goes to the server.
     Remote(Arc<AnySource>),
+    /// A compressed file, decoded.
+    Packed(Box<PackedFile>),
 }
 
 /// Fills cache blocks from a source.
@@ -36,74 +47,97 @@ impl Content {
     /// Wraps `source`, with `store` as the cache of what is not local.
     pub(crate) fn new(source: AnySource, store: Option<&Store>) -> Result<Self> {
         let source = Arc::new(source);
-        if let AnySource::File(file) = &*source {
-            let lease = Lease::of(file.file().clone());
-            return Ok(Content::Local(source, lease));
-        }
-        let Some(store) = store else { return Ok(Content::Remote(source)) };
-        let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
-        let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone()))?;
-        Ok(Content::Cached(source, object))
+        let part = 0..source.len();
+        let body = match (&*source, store) {
+            (AnySource::File(file), _) => {
+                let lease = Lease::of(file.file().clone());
+                Body::Local(source, lease)
+            }
+            (_, None) => Body::Remote(source),
+            (_, Some(store)) => {
+                let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
+                let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone()))?;
+                Body::Cached(source, object)
+            }
+        };
+        Ok(Content { body, part })
     }
 
-    /// What was pinned at open.
+    /// The decoded bytes of a compressed file.
+    pub(crate) fn unpacked(file: PackedFile) -> Self {
+        let part = 0..file.len();
+        Content { body: Body::Packed(Box::new(file)), part }
+    }
+
+    /// The part `at..at + len` of this content, which lies inside it.
+    pub(crate) fn member(self, at: u64, len: u64) -> Self {
+        let start = self.part.start + at;
+        Content { part: start..start + len, ..self }
+    }
+
+    /// What was pinned at open: the identity of the outermost file.
     pub(crate) fn identity(&self) -> &Identity {
-        self.source().identity()
+        match &self.body {
+            Body::Local(source, _) | Body::Cached(source, _) | Body::Remote(source) => source.identity(),
+            Body::Packed(file) => file.identity(),
+        }
+    }
+
+    /// What tells this content from others inside the same outermost file.
+    pub(crate) fn place(&self) -> String {
+        let Range { start, end } = self.part;
+        match &self.body {
+            Body::Packed(file) => format!("{start}..{end} of {}", file.place()),
+            _ => format!("{start}..{end}"),
+        }
     }
 
     /// Size in bytes.
     pub(crate) fn len(&self) -> u64 {
-        self.source().len()
-    }
-
-    fn source(&self) -> &AnySource {
-        match self {
-            Content::Local(source, _) | Content::Cached(source, _) | Content::Remote(source) => source,
-        }
+        self.part.end - self.part.start
     }
 
     /// Whether the byte at `at` is stored, or in a hole that reads as zeros, and up to where that is so. Only local
     /// files tell; elsewhere everything counts as stored.
     pub(crate) fn stored(&self, at: u64) -> (bool, u64) {
-        match self {
+        match &self.body {
             _ if at >= self.len() => (false, u64::MAX),
-            Content::Local(source, _) if let AnySource::File(file) = &**source => file.extent(at),
+            Body::Local(source, _) if let AnySource::File(file) = &**source => {
+                let (stored, end) = file.extent(self.part.start + at);
+                (stored, end.min(self.part.end) - self.part.start)
+            }
             _ => (true, self.len()),
         }
     }
 
-    /// Where `range`, which lies inside the file, is in local files, if all of it is. Does not wait.
+    /// Where `range`, which lies inside the file, is at hand, if all of it is. Does not wait.
     pub(crate) fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
-        match self {
-            Content::Local(source, lease) => {
+        let range = self.place_of(range);
+        match &self.body {
+            Body::Local(source, lease) => {
                 if source.check().is_err() {
                     return false;
                 }
-                out.push(Span::File {
-                    lease: lease.clone(),
-                    offset: range.start,
-                    len: range.end - range.start,
-                });
+                out.push(local(lease, range));
                 true
             }
-            Content::Cached(_, object) => object.peek(range, out),
-            Content::Remote(_) => false,
+            Body::Cached(_, object) => object.peek(range, out),
+            Body::Remote(_) => false,
+            Body::Packed(file) => file.peek(range, out),
         }
     }
 
     /// Makes `range`, which lies inside the file, available and says where it is.
     pub(crate) async fn get(&self, range: Range<u64>, out: &mut Spans) -> Result<()> {
-        match self {
-            Content::Local(source, lease) => {
+        let range = self.place_of(range);
+        match &self.body {
+            Body::Local(source, lease) => {
                 source.check()?;
-                out.push(Span::File {
-                    lease: lease.clone(),
-                    offset: range.start,
-                    len: range.end - range.start,
-                });
+                out.push(local(lease, range));
             }
-            Content::Cached(_, object) => object.get(range, out).await?,
-            Content::Remote(source) => out.push(Span::Bytes(source.read(range).await?)),
+            Body::Cached(_, object) => object.get(range, out).await?,
+            Body::Remote(source) => out.push(Span::Bytes(source.read(range).await?)),
+            Body::Packed(file) => file.get(range, out).await?,
         }
         Ok(())
     }
@@ -112,8 +146,8 @@ impl Content {
     /// for metadata.
     pub(crate) async fn read(&self, at: u64, len: u32) -> Result<Bytes> {
         let range = self.clip(at..at.saturating_add(u64::from(len)));
-        match self {
-            Content::Cached(..) if !range.is_empty() => {
+        match &self.body {
+            Body::Cached(..) | Body::Packed(_) if !range.is_empty() => {
                 let mut spans = Spans::new();
                 self.get(range, &mut spans).await?;
                 gather(&spans, &self.identity().location).await
@@ -129,18 +163,37 @@ impl Content {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        if let Content::Cached(_, object) = self {
-            let mut spans = Spans::new();
-            if object.peek(range.clone(), &mut spans) {
-                return gather(&spans, &self.identity().location).await;
+        let inside = self.place_of(range.clone());
+        match &self.body {
+            Body::Local(source, _) | Body::Remote(source) => Ok(source.read(inside).await?),
+            Body::Cached(source, object) => {
+                let mut spans = Spans::new();
+                if object.peek(inside.clone(), &mut spans) {
+                    return gather(&spans, &self.identity().location).await;
+                }
+                Ok(source.read(inside).await?)
+            }
+            Body::Packed(_) => {
+                let mut spans = Spans::new();
+                self.get(range, &mut spans).await?;
+                gather(&spans, &self.identity().location).await
             }
         }
-        Ok(self.source().read(range).await?)
     }
 
     fn clip(&self, range: Range<u64>) -> Range<u64> {
         range.start.min(self.len())..range.end.min(self.len())
     }
+
+    /// `range` of the part as a range of the body.
+    fn place_of(&self, range: Range<u64>) -> Range<u64> {
+        self.part.start + range.start..self.part.start + range.end
+    }
+}
+
+/// `range` of the local file that `lease` holds.
+fn local(lease: &Arc<Lease>, range: Range<u64>) -> Span {
+    Span::File { lease: lease.clone(), offset: range.start, len: range.end - range.start }
 }
 
 /// Copies `spans` into memory.

@@ -33,6 +33,8 @@ pub(crate) struct LayerFiles {
     pub(crate) content_id: Option<[u8; 16]>,
     /// The files, by [`formats::FileIndex`].
     pub(crate) files: Vec<Content>,
+    /// What was gone through to reach the first file.
+    pub(crate) through: Vec<String>,
     tables: Memo<TableRef, Arc<Runs>>,
     pub(super) units: Memo<Unit, Bytes>,
 }
@@ -51,9 +53,10 @@ impl LayerFiles {
         view: String,
         content_id: Option<[u8; 16]>,
         files: Vec<Content>,
+        through: Vec<String>,
     ) -> Self {
         let (tables, units) = (Memo::new(TABLES), Memo::new(UNITS));
-        LayerFiles { location, layer, view, content_id, files, tables, units }
+        LayerFiles { location, layer, view, content_id, files, through, tables, units }
     }
 
     /// The file that the parser calls `index`.
@@ -92,7 +95,8 @@ impl LayerFiles {
     fn decoded_key(&self) -> Key {
         let others: Vec<_> = self.files.iter().skip(1).map(Content::identity).collect();
         let format = self.layer.format();
-        let part = format!("decoded from {format}, {} {others:?}", self.view);
+        let place = if self.through.is_empty() { String::new() } else { self.files[0].place() };
+        let part = format!("decoded from {format}{place}, {} {others:?}", self.view);
         Key { identity: self.files[0].identity().clone(), part }
     }
 

@@ -3,11 +3,13 @@
 //! [`Image`] is where `formats` (what the bytes mean) and `backends` (where they are) meet. Reads are answered with
 //! [`Piece`]s that say where bytes are, so that what is in a local file is never copied in user space.
 
+mod container;
 mod content;
 mod decode;
 mod gate;
 mod layer;
 mod open;
+mod packed;
 mod read;
 mod status;
 
@@ -69,6 +71,11 @@ impl Image {
     /// The image's own format.
     pub fn format(&self) -> formats::Format {
         self.layers.first().map_or(formats::Format::Raw, |layer| layer.files.layer.format())
+    }
+
+    /// What was gone through to reach the top image, in words for people: an archive's member, a compression.
+    pub fn through(&self) -> &[String] {
+        self.layers.first().map_or(&[], |layer| &layer.files.through)
     }
 
     /// The identity of every file the disk is made of, as one text: equal pins, equal content.

@@ -1,11 +1,12 @@
 //! Opening an image and its parents: drives the parsers' questions with real sources, through the gate.
 
+use super::container::{Found, enter};
 use super::content::Content;
 use super::gate::Gate;
 use super::layer::LayerFiles;
 use crate::error::{Error, Result};
-use backends::Location;
 use backends::cache::Store;
+use backends::{Identity, Location};
 use formats::{Ask, Opened, Opening, ParentCheck, ParentRef, Progress};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use std::sync::Arc;
 pub struct OpenOptions {
     /// How to read the top image.
     pub image: formats::Options,
+    /// Which file of an archive is the top image; without it, the only one that is named like a disk.
+    pub member: Option<String>,
     /// Which other files the image may name.
     pub gate: Gate,
     /// Where blocks of remote objects and decoded clusters are kept; `None` keeps a little in memory only.
@@ -27,7 +30,7 @@ pub struct OpenOptions {
 pub(super) async fn open_chain(location: &Location, options: &OpenOptions) -> Result<Vec<Arc<LayerFiles>>> {
     let mut layers = Vec::new();
     let mut seen = HashSet::new();
-    let mut opened = open_layer(location, options.image.clone(), options).await?;
+    let mut opened = open_layer(location, options.image.clone(), options.member.as_deref(), options).await?;
     loop {
         let (layer, parent) = opened;
         if !seen.insert(layer.files[0].identity().clone()) {
@@ -55,9 +58,17 @@ pub(super) async fn open_chain(location: &Location, options: &OpenOptions) -> Re
 async fn open_layer(
     location: &Location,
     image: formats::Options,
+    member: Option<&str>,
     options: &OpenOptions,
 ) -> Result<(LayerFiles, Option<ParentRef>)> {
-    let mut files = vec![open_content(location, options).await?];
+    // Read as raw, a file is itself, whatever its guest made it begin with.
+    let Found { content, through } = match image.format {
+        Some(formats::Format::Raw) if member.is_none() => {
+            Found { content: open_content(location, options).await?, through: Vec::new() }
+        }
+        _ => enter(location, member, options).await?,
+    };
+    let mut files = vec![content];
     let parse_error = |error: formats::FormatError| Error::failed(format!("{location}: {error}"));
     let view =
         image.snapshot.as_ref().map_or_else(|| "active".to_owned(), |name| format!("snapshot {name:?}"));
@@ -72,19 +83,29 @@ async fn open_layer(
             }
             Progress::Need(Ask::File { name, .. }) => {
                 let content = open_content(&options.gate.admit(location, &name)?, options).await?;
+                // An extent of itself would show the image's metadata, and whatever else is in it, as the disk.
+                if files.first().is_some_and(|image| same_file(image.identity(), content.identity())) {
+                    return Err(Error::failed(format!("{location}: the image names itself, as {name:?}")));
+                }
                 opening.supply_file(content.len());
                 files.push(content);
             }
             Progress::Done(opened) => {
                 let Opened { layer, parent, content_id } = opened;
-                let layer = LayerFiles::new(location.clone(), layer, view, content_id, files);
+                let layer = LayerFiles::new(location.clone(), layer, view, content_id, files, through);
                 return Ok((layer, parent));
             }
         }
     }
 }
 
-async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
+/// Whether two names lead to one file: a file may have several.
+fn same_file(one: &Identity, other: &Identity) -> bool {
+    let version = |identity: &Identity| (identity.size, identity.validator.clone());
+    one == other || (!one.validator.is_empty() && version(one) == version(other))
+}
+
+pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
     Content::new(backends::open(location, &options.sources).await?, options.store.as_ref())
 }
 
@@ -101,6 +122,7 @@ async fn open_parent(
             let opened = open_layer(
                 &location,
                 formats::Options { format: parent.format, ..Default::default() },
+                None,
                 options,
             )
             .await

@@ -63,6 +63,7 @@ impl Origins for Server {
                 key: key(template),
                 format: None,
                 snapshot: None,
+                member: None,
                 allow_reference: Vec::new(),
                 pin: Some(identity.to_owned()),
                 index: None,

@@ -1,0 +1,210 @@
+//! Images that name files which are not theirs to name. Each test is a kind of hole that disk readers have had; the
+//! image goes through the program as a user's upload would.
+
+mod common;
+
+use common::{Dir, THINORIGIN, has, run, text};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// What must never come out.
+const SECRET: &[u8] = b"a secret of the host\n";
+
+/// A directory with the images, and a secret beside it.
+struct Host {
+    dir: Dir,
+    secret: PathBuf,
+    images: PathBuf,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = Dir::new();
+        let (secret, images) = (dir.join("secret"), dir.join("images"));
+        fs::write(&secret, SECRET.repeat(100)).unwrap();
+        fs::create_dir(&images).unwrap();
+        Host { dir, secret, images }
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.images.join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Every command that opens images refuses this one, says so with the name, and gives nothing away.
+    fn refuses(&self, image: &Path, word: &str) {
+        for command in ["info", "map", "check", "cat"] {
+            let output = thinorigin(&[command, "--no-cache", text(image)]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{command} of {}: {said}", image.display());
+            assert!(output.stdout.is_empty(), "{command} printed something");
+            assert!(said.contains(word) && said.lines().count() == 1, "{command}: no {word:?} in {said}");
+        }
+    }
+}
+
+fn thinorigin(arguments: &[&str]) -> Output {
+    // A hang would be a hole, too.
+    Command::new("timeout").arg("20").arg(THINORIGIN).args(arguments).output().unwrap()
+}
+
+/// A qcow2 of version 3 that names `backing`, or an external data file if `data_file` is set.
+fn qcow2(name: &str, data_file: bool) -> Vec<u8> {
+    let mut image = vec![0; 0x30000];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &16u32.to_be_bytes());
+    put(24, &(1u64 << 20).to_be_bytes());
+    put(36, &1u32.to_be_bytes());
+    put(40, &0x10000u64.to_be_bytes());
+    put(72, &u64::from(data_file).wrapping_mul(4).to_be_bytes());
+    put(96, &4u32.to_be_bytes());
+    put(100, &104u32.to_be_bytes());
+    if data_file {
+        put(104, &0x4441_5441u32.to_be_bytes());
+        put(108, &(name.len() as u32).to_be_bytes());
+        put(112, name.as_bytes());
+    } else {
+        put(8, &0x400u64.to_be_bytes());
+        put(16, &(name.len() as u32).to_be_bytes());
+        put(0x400, name.as_bytes());
+    }
+    image
+}
+
+fn descriptor(extent: &str) -> String {
+    format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{extent}\n"
+    )
+}
+
+/// Names that lead out of an image's directory, in all the ways readers have followed.
+fn ways_out(secret: &Path) -> Vec<String> {
+    let secret = text(secret);
+    vec![
+        secret.to_owned(),
+        "../secret".to_owned(),
+        format!("file:{secret}"),
+        format!("file://{secret}"),
+        format!("json:{{\"driver\":\"file\",\"filename\":\"{secret}\"}}"),
+        format!("raw:{secret}"),
+        format!("fat:{secret}"),
+        "http://169.254.169.254/latest/meta-data/iam".to_owned(),
+        "https://127.0.0.1/x".to_owned(),
+        "nbd://127.0.0.1:10809/x".to_owned(),
+        "nbd:unix:/run/x.sock".to_owned(),
+        "ssh://root@127.0.0.1/etc/shadow".to_owned(),
+        "s3://bucket/key".to_owned(),
+        "smb://127.0.0.1/c$/x".to_owned(),
+        "rbd:pool/image".to_owned(),
+        "/dev/sda".to_owned(),
+        "/dev/zero".to_owned(),
+        "/proc/self/environ".to_owned(),
+        "/dev/fdset/0".to_owned(),
+        "fd:0".to_owned(),
+    ]
+}
+
+/// CVE-2015-1850, CVE-2015-5163: an uploaded overlay shows a file of the host through its backing name.
+#[test]
+fn a_backing_file_of_the_host() {
+    let host = Host::new();
+    for name in ways_out(&host.secret) {
+        host.refuses(&host.write("a.qcow2", qcow2(&name, false)), "refused to open");
+    }
+}
+
+/// CVE-2024-32498, CVE-2024-4467: the same through an external data file, which even looking at an image opened.
+#[test]
+fn a_data_file_of_the_host() {
+    let host = Host::new();
+    for name in ways_out(&host.secret) {
+        host.refuses(&host.write("a.qcow2", qcow2(&name, true)), "refused to open");
+    }
+}
+
+/// CVE-2022-47951: the same through an extent of a vmdk descriptor.
+#[test]
+fn an_extent_of_the_host() {
+    let host = Host::new();
+    for name in ways_out(&host.secret).iter().filter(|name| !name.contains('"')) {
+        let image = host.write("a.vmdk", descriptor(&format!("RW 4 FLAT \"{name}\" 0")));
+        host.refuses(&image, "refused to open");
+    }
+}
+
+/// A link in the image's directory leads out of it.
+#[test]
+fn a_link_out_of_the_directory() {
+    let host = Host::new();
+    symlink("../secret", host.images.join("relative")).unwrap();
+    symlink(&host.secret, host.images.join("absolute")).unwrap();
+    symlink("/dev/zero", host.images.join("device")).unwrap();
+    for name in ["relative", "absolute", "device"] {
+        host.refuses(&host.write("a.qcow2", qcow2(name, false)), name);
+        host.refuses(&host.write("b.qcow2", qcow2(name, true)), name);
+        host.refuses(&host.write("c.vmdk", descriptor(&format!("RW 4 FLAT \"{name}\" 0"))), name);
+    }
+}
+
+/// A pipe as an extent hangs readers that open it as a file.
+#[test]
+fn a_pipe_or_a_directory() {
+    let host = Host::new();
+    run("mkfifo", &[text(&host.images.join("pipe"))]);
+    fs::create_dir(host.images.join("folder")).unwrap();
+    for name in ["pipe", "folder"] {
+        host.refuses(&host.write("a.qcow2", qcow2(name, false)), name);
+        host.refuses(&host.write("c.vmdk", descriptor(&format!("RW 4 FLAT \"{name}\" 0"))), name);
+        host.refuses(&host.images.join(name), name);
+    }
+}
+
+/// CVE-2008-2004, CVE-2013-1922: a guest writes an image's header into its raw disk, which is then taken for one.
+#[test]
+fn a_raw_disk_that_its_guest_made_look_like_an_image() {
+    if !has("a_raw_disk_that_its_guest_made_look_like_an_image", &["qemu-img"]) {
+        return;
+    }
+    let host = Host::new();
+    let disk = qcow2(text(&host.secret), false);
+    let base = host.write("base.raw", &disk);
+    let overlay = host.images.join("overlay.qcow2");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", text(&overlay)]);
+    for arguments in [vec![text(&overlay)], vec!["--format", "raw", text(&base)]] {
+        let output = thinorigin(&[&["cat", "--no-cache"], &arguments[..]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == disk, "{arguments:?}: the guest's bytes, and nothing else");
+    }
+    // Without being told, the reader sees what could be an image, and that image names the secret.
+    host.refuses(&base, "refused to open");
+}
+
+/// Images that lead back to themselves, which hung readers.
+#[test]
+fn a_loop() {
+    let host = Host::new();
+    host.refuses(&host.write("a.qcow2", qcow2("a.qcow2", false)), "comes back");
+    host.refuses(&host.write("d.qcow2", qcow2("d.qcow2", true)), "names itself");
+    host.write("b.qcow2", qcow2("c.qcow2", false));
+    host.refuses(&host.write("c.qcow2", qcow2("b.qcow2", false)), "comes back");
+    host.refuses(&host.write("e.vmdk", descriptor("RW 1 FLAT \"e.vmdk\" 0")), "names itself");
+    fs::hard_link(host.images.join("e.vmdk"), host.images.join("f.vmdk")).unwrap();
+    host.write("e.vmdk", descriptor("RW 1 FLAT \"f.vmdk\" 0"));
+    host.refuses(&host.images.join("e.vmdk"), "names itself");
+}
+
+/// Members of an archive are data: what an image inside names is looked for beside the archive, never in the host.
+#[test]
+fn an_image_in_an_archive_reaches_no_further() {
+    if !has("an_image_in_an_archive_reaches_no_further", &["tar"]) {
+        return;
+    }
+    let host = Host::new();
+    host.write("a.vmdk", descriptor(&format!("RW 4 FLAT \"{}\" 0", text(&host.secret))));
+    run("tar", &["-C", text(&host.images), "-cf", text(&host.dir.join("images/a.ova")), "a.vmdk"]);
+    host.refuses(&host.images.join("a.ova"), "refused to open");
+}
