@@ -11,7 +11,7 @@ use std::fmt;
 #[non_exhaustive]
 pub enum FormatError {
     /// A word that names no format.
-    #[error("there is no format of that name: known are raw, qcow2, vhd, vmdk and vhdx")]
+    #[error("there is no format of that name: known are raw, qcow, qcow2, vhd, vmdk and vhdx")]
     UnknownName,
     /// Two formats' signatures are in the file, and only the caller can know which one is meant.
     #[error("the file could be {first} and could be {second}: name the format to read it")]

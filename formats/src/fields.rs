@@ -94,3 +94,12 @@ pub(crate) fn index(value: u64) -> usize {
 pub(crate) fn length(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
+
+/// A name as text. Control characters have no place in one and could fool a log or a terminal.
+pub(crate) fn text(what: &'static str, bytes: &[u8]) -> Result<String> {
+    let rule = "it is not UTF-8 text without control characters";
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err(FormatError::Refused { what, rule }),
+    }
+}

@@ -1,4 +1,4 @@
-//! Parsers for virtual disk images: raw, qcow2, vhd, vhdx, vmdk. No I/O, no async, no `unsafe`.
+//! Parsers for virtual disk images: raw, qcow, qcow2, vhd, vhdx, vmdk. No I/O, no async, no `unsafe`.
 //!
 //! # The two-level model
 //!
@@ -42,6 +42,7 @@ pub mod limits;
 pub mod memory;
 mod open;
 mod probe;
+mod qcow;
 mod qcow2;
 mod raw;
 mod runs;

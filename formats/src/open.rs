@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub enum Format {
     /// No format: the file is the disk.
     Raw,
+    /// qcow, the version 1 of qcow2.
+    Qcow,
     /// qcow2, versions 2 and 3.
     Qcow2,
     /// Microsoft's Virtual Hard Disk 1.0.
@@ -31,6 +33,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Format::Raw => "raw",
+            Format::Qcow => "qcow",
             Format::Qcow2 => "qcow2",
             Format::Vhd => "vhd",
             Format::Vmdk => "vmdk",
@@ -50,7 +53,7 @@ impl std::str::FromStr for Format {
 
     /// Reads what [`Display`](fmt::Display) writes.
     fn from_str(name: &str) -> Result<Self> {
-        let all = [Format::Raw, Format::Qcow2, Format::Vhd, Format::Vmdk, Format::Vhdx];
+        let all = [Format::Raw, Format::Qcow, Format::Qcow2, Format::Vhd, Format::Vmdk, Format::Vhdx];
         all.into_iter().find(|format| format.name() == name).ok_or(FormatError::UnknownName)
     }
 }

@@ -5,7 +5,7 @@
 //! an error that names both.
 
 use crate::known::{Step, Stop, View};
-use crate::{FileIndex, Format, FormatError, Opened, Options, qcow2, raw, vhd, vhdx, vmdk};
+use crate::{FileIndex, Format, FormatError, Opened, Options, qcow, qcow2, raw, vhd, vhdx, vmdk};
 
 /// The file that is opened.
 pub(crate) const IMAGE: FileIndex = FileIndex(0);
@@ -21,6 +21,7 @@ pub(crate) fn open(view: View<'_>, options: &Options) -> Step<Opened> {
     };
     match format {
         Format::Raw => Ok(raw::open(view)),
+        Format::Qcow => qcow::open(view),
         Format::Qcow2 => qcow2::open(view, options),
         Format::Vhd => vhd::open(view),
         Format::Vmdk => vmdk::open(view),
@@ -77,10 +78,8 @@ const UNPACK: &str = "unpack it first, or convert it to a compressed qcow2, whic
 fn at_head(head: &[u8]) -> Option<Found> {
     let is = |at: usize, magic: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     if is(0, b"QFI\xfb") {
-        return Some(match head.get(4..8) {
-            Some([0, 0, 0, 1]) => Found::Foreign { what: "a qcow image of version 1", way_out: CONVERT },
-            _ => Found::Known(Format::Qcow2),
-        });
+        let first = head.get(4..8) == Some(&[0, 0, 0, 1]);
+        return Some(Found::Known(if first { Format::Qcow } else { Format::Qcow2 }));
     }
     if vmdk::is_vmdk(head) {
         return Some(Found::Known(Format::Vmdk));

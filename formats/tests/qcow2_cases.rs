@@ -78,7 +78,7 @@ fn header_fields_out_of_range() {
     refuse("hdrlen-small", &be32(100, 72), "header_length");
     refuse("hdrlen-huge", &be32(100, u32::MAX), "header_length");
     refuse("refcount-order", &be32(96, 7), "refcount_order");
-    refuse("version-1", &be32(4, 1), "qcow image of version 1");
+    refuse("version-0", &be32(4, 0), "only 2 and 3");
     refuse("version-4", &be32(4, 4), "qcow2 version");
     refuse("hdr-trunc", &good[..50], "its file ends");
     refuse("hdr-only", &good[..72], "its file ends");

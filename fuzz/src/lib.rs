@@ -98,6 +98,14 @@ fn check_run(run: &Run, at: u64, size: u64) {
 
 /// All formats, to be chosen by a byte of input; the last choice probes.
 pub fn format(choice: u8) -> Option<Format> {
-    [Some(Format::Raw), Some(Format::Qcow2), Some(Format::Vhd), Some(Format::Vmdk), Some(Format::Vhdx), None]
-        [usize::from(choice) % 6]
+    let all = [
+        Some(Format::Raw),
+        Some(Format::Qcow2),
+        Some(Format::Vhd),
+        Some(Format::Vmdk),
+        Some(Format::Vhdx),
+        None,
+        Some(Format::Qcow),
+    ];
+    all[usize::from(choice) % all.len()]
 }

@@ -98,6 +98,7 @@ pub(crate) struct Cache {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
     Raw,
+    Qcow,
     Qcow2,
     Vhd,
     Vhdx,
@@ -193,6 +194,7 @@ impl From<Format> for formats::Format {
     fn from(format: Format) -> Self {
         match format {
             Format::Raw => formats::Format::Raw,
+            Format::Qcow => formats::Format::Qcow,
             Format::Qcow2 => formats::Format::Qcow2,
             Format::Vhd => formats::Format::Vhd,
             Format::Vhdx => formats::Format::Vhdx,

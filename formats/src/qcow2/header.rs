@@ -1,6 +1,6 @@
 //! The qcow2 header, its feature bits and its extensions (qcow2 specification, "Header" and "Header extensions").
 
-use crate::fields::{Fields, index, length};
+use crate::fields::{Fields, index, length, text};
 use crate::known::{Step, View};
 use crate::probe::{HEAD, IMAGE};
 use crate::{Codec, Format, FormatError, Label, Result};
@@ -301,15 +301,6 @@ impl<'a> Extensions<'a> {
 fn feature_name(table: &[u8], bit: u32) -> Label {
     let entry = table.as_chunks::<48>().0.iter().find(|entry| entry.starts_with(&[0, bit.to_le_bytes()[0]]));
     entry.and_then(|entry| entry.get(2..)).map_or(Label::new(b"unnamed"), Label::new)
-}
-
-/// A name as text. Control characters have no place in one and could fool a log or a terminal.
-fn text(what: &'static str, bytes: &[u8]) -> Result<String> {
-    let rule = "it is not UTF-8 text without control characters";
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => Err(FormatError::Refused { what, rule }),
-    }
 }
 
 fn aligned(what: &'static str, value: u64, cluster: u64) -> Result<()> {

@@ -64,12 +64,13 @@ fn parent((name, format): &(String, Option<String>)) -> Result<ParentRef> {
     let format = match format.as_deref() {
         None | Some("") => None,
         Some("raw" | "file" | "host_device") => Some(Format::Raw),
+        Some("qcow") => Some(Format::Qcow),
         Some("qcow2") => Some(Format::Qcow2),
         Some("vpc") => Some(Format::Vhd),
         Some("vmdk") => Some(Format::Vmdk),
         Some("vhdx") => Some(Format::Vhdx),
         Some(_) => {
-            let rule = "it is none of raw, qcow2, vpc, vmdk and vhdx";
+            let rule = "it is none of raw, qcow, qcow2, vpc, vmdk and vhdx";
             return Err(FormatError::Refused { what: "the qcow2 backing format", rule });
         }
     };
