@@ -2,14 +2,15 @@
 
 use crate::fields::{index, length};
 use crate::{Ask, FileIndex, FormatError, Role, limits};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Why an opener did not finish.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// It needs this first.
-    Need(Ask),
+    /// It needs more first: what is in [`Known::wanted`].
+    Need,
     /// It never will.
     Failed(FormatError),
 }
@@ -71,6 +72,8 @@ pub(crate) struct Known {
     pieces: BTreeMap<(FileIndex, u64), Arc<Vec<u8>>>,
     total: u64,
     asks: u32,
+    /// What an opener looked for and did not find, in order; the caller is asked for one after the other.
+    wanted: RefCell<VecDeque<Ask>>,
     /// What went out to the caller and has not been answered.
     pending: Option<Ask>,
 }
@@ -79,20 +82,26 @@ impl Known {
     /// File 0 is `len` bytes long; nothing of it has been read.
     pub(crate) fn new(len: u64) -> Self {
         let files = vec![File { name: String::new(), role: None, len }];
-        Known { files, pieces: BTreeMap::new(), total: 0, asks: 0, pending: None }
+        Known { files, pieces: BTreeMap::new(), total: 0, asks: 0, wanted: RefCell::default(), pending: None }
     }
 
-    /// What an opener came to: its result, or the need that now goes out to the caller.
-    pub(crate) fn settle<T>(&mut self, step: Step<T>) -> Result<std::result::Result<T, Ask>, FormatError> {
-        match step {
-            Ok(done) => Ok(Ok(done)),
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::Need(ask)) => {
-                self.count(&ask)?;
-                self.pending = Some(ask.clone());
-                Ok(Err(ask))
+    /// Runs `opener` as far as what is known allows: its result, or the need that now goes out to the caller. An
+    /// opener that looked for several things before it stopped runs again when all of them have been supplied.
+    pub(crate) fn run<T>(
+        &mut self,
+        opener: impl FnOnce(View<'_>) -> Step<T>,
+    ) -> Result<std::result::Result<T, Ask>, FormatError> {
+        if self.wanted.get_mut().is_empty() {
+            match opener(View::new(self)) {
+                Ok(done) => return Ok(Ok(done)),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Need) => {}
             }
         }
+        let ask = self.wanted.get_mut().pop_front().ok_or_else(too_many_asks)?;
+        self.count(&ask)?;
+        self.pending = Some(ask.clone());
+        Ok(Err(ask))
     }
 
     /// The answer to the last need, if that was for bytes. A shorter one means that the file is not as long as was
@@ -136,6 +145,15 @@ impl Known {
         self.pieces.insert((file, at), Arc::new(bytes));
     }
 
+    /// Stops for want of what `ask` asks for.
+    fn want<T>(&self, ask: Ask) -> Step<T> {
+        let mut wanted = self.wanted.borrow_mut();
+        if !wanted.contains(&ask) {
+            wanted.push_back(ask);
+        }
+        Err(Stop::Need)
+    }
+
     /// The piece that holds `at..at + len`, and where in it that begins. `len` is not 0.
     fn find(&self, file: FileIndex, at: u64, len: u64) -> Step<(&Arc<Vec<u8>>, usize)> {
         for (&(_, start), piece) in self.pieces.range((file, 0)..=(file, at)).rev() {
@@ -145,7 +163,7 @@ impl Known {
             }
         }
         let len = u32::try_from(len).map_err(|_| too_many_asks())?;
-        Err(Stop::Need(Ask::Bytes { file, at, len }))
+        self.want(Ask::Bytes { file, at, len })
     }
 }
 
@@ -215,12 +233,22 @@ impl<'a> View<'a> {
     pub(crate) fn file(self, name: &str, role: Role) -> Step<FileIndex> {
         let files = &self.known.files;
         let known = files.iter().position(|file| file.role == Some(role) && file.name == name);
-        let index =
-            u16::try_from(known.unwrap_or(files.len())).map(FileIndex).map_err(|_| too_many_asks())?;
-        match known {
-            Some(_) => Ok(index),
-            None => Err(Stop::Need(Ask::File { name: name.to_owned(), role, index })),
+        if let Some(index) = known.and_then(|known| u16::try_from(known).ok()) {
+            return Ok(FileIndex(index));
         }
+        // Files are numbered in the order in which they are supplied, which is the order of the needs.
+        let mut next = files.len();
+        for ask in self.known.wanted.borrow().iter() {
+            match ask {
+                Ask::File { name: other, role: for_what, .. } if other == name && *for_what == role => {
+                    return Err(Stop::Need);
+                }
+                Ask::File { .. } => next = next.saturating_add(1),
+                Ask::Bytes { .. } => {}
+            }
+        }
+        let index = u16::try_from(next).map(FileIndex).map_err(|_| too_many_asks())?;
+        self.known.want(Ask::File { name: name.to_owned(), role, index })
     }
 }
 

@@ -5,7 +5,7 @@
 //! further. Openers need few steps, so running again costs less than keeping state, and there is no state to get
 //! wrong.
 
-use crate::known::{Known, View};
+use crate::known::Known;
 use crate::{FileIndex, FormatError, Layer, Result, probe};
 use std::fmt;
 use std::sync::Arc;
@@ -162,8 +162,7 @@ impl Opening {
 
     /// Runs as far as what is known allows. An error is final.
     pub fn poll(&mut self) -> Result<Progress> {
-        let step = probe::open(View::new(&self.known), &self.options);
-        Ok(match self.known.settle(step)? {
+        Ok(match self.known.run(|view| probe::open(view, &self.options))? {
             Ok(opened) => Progress::Done(opened),
             Err(ask) => Progress::Need(ask),
         })

@@ -166,8 +166,7 @@ impl Unpacking {
 
     /// Runs as far as what is known allows. An error is final.
     pub fn poll(&mut self) -> Result<Look> {
-        let step = look(View::new(&self.known), &self.name);
-        Ok(match self.known.settle(step)? {
+        Ok(match self.known.run(|view| look(view, &self.name))? {
             Ok(container) => Look::Done(container),
             Err(ask) => Look::Need(ask),
         })

@@ -189,7 +189,7 @@ fn directory(view: View<'_>, file: FileIndex, header: &Header, warnings: &mut Ve
                 warnings.push("the grain directory is damaged: its redundant copy was used".to_owned());
                 return Ok(copy);
             }
-            Err(Stop::Need(ask)) => return Err(Stop::Need(ask)),
+            Err(Stop::Need) => return Err(Stop::Need),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ mod esx;
 mod hosted;
 mod sparse;
 
-use crate::known::{Step, View};
+use crate::known::{Step, Stop, View};
 use crate::probe::{HEAD, IMAGE};
 use crate::{
     Damage, FileIndex, Format, FormatError, Info, Layer, Located, Mapping, Opened, ParentCheck, ParentRef,
@@ -104,16 +104,28 @@ fn described(view: View<'_>, descriptor: &Descriptor, mut info: Info) -> Step<Op
         return Err(FormatError::Refused { what: "the vmdk descriptor", rule: "it lists no extents" }.into());
     }
     let last = descriptor.extents.len().saturating_sub(1);
+    let mut missing = false;
     for (number, line) in descriptor.extents.iter().enumerate() {
         let declared = line.sectors.checked_mul(SECTOR).filter(|&len| len > 0);
         let what = "the sectors of a vmdk extent";
         let rule = "they must be more than 0 and less than 2^63 bytes, also all extents together";
         let wrong = FormatError::Field { what, value: line.sectors, rule };
         let declared = declared.ok_or(wrong)?;
-        let (body, len) = body(view, line, declared, number == last, &mut info)?;
+        let (body, len) = match body(view, line, declared, number == last, &mut info) {
+            Ok(body) => body,
+            // What the other extents need is asked for in one go: there may be a thousand of them.
+            Err(Stop::Need) => {
+                missing = true;
+                continue;
+            }
+            Err(failed) => return Err(failed),
+        };
         let end = start.checked_add(len).filter(|&end| end <= i64::MAX.unsigned_abs()).ok_or(wrong)?;
         extents.push(Extent { start, len, body });
         start = end;
+    }
+    if missing {
+        return Err(Stop::Need);
     }
     finish(extents, Some(descriptor), info)
 }

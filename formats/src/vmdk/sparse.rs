@@ -117,7 +117,9 @@ impl Sparse {
                 run(next.saturating_mul(covers).min(size), Mapping::Parent)
             }
             Directory::Table(table) => {
-                let covers = end.saturating_sub(start);
+                let (first, table, after) = self.neighbours(number, table, size);
+                let start = first.saturating_mul(covers);
+                let covers = after.saturating_mul(covers).min(size).saturating_sub(start);
                 let len = self.grains(covers).saturating_mul(self.entry_bytes());
                 Located::Table(TableRef {
                     file: self.file,
@@ -128,6 +130,32 @@ impl Sparse {
                 })
             }
         }
+    }
+
+    /// The grain tables that lie in the file one behind the other around table `number`, which is at `table`: the
+    /// first one's number and place, and the number after the last one. They are read as one leaf, because some writers
+    /// make all tables of a disk in advance, and reading 16 million entries of an empty disk 512 at a time takes long.
+    fn neighbours(&self, number: u64, table: u64, size: u64) -> (u64, u64, u64) {
+        let len = self.table_entries.saturating_mul(self.entry_bytes()).max(1);
+        let group = u64::from(limits::LEAF_BYTES).checked_div(len).unwrap_or(1).max(1);
+        // Groups have fixed borders, so that every offset in one leads to the same leaf.
+        let begin = number.checked_div(group).unwrap_or(0).saturating_mul(group);
+        let is_at = |number, at| matches!(self.directory(number), Directory::Table(table) if table == at);
+        let (mut first, mut place) = (number, table);
+        while first > begin
+            && let Some(before) = place.checked_sub(len)
+            && is_at(first.saturating_sub(1), before)
+        {
+            (first, place) = (first.saturating_sub(1), before);
+        }
+        let (mut after, mut end) = (number.saturating_add(1), table.saturating_add(len));
+        while after < begin.saturating_add(group)
+            && after.saturating_mul(self.table_covers()) < size
+            && is_at(after, end)
+        {
+            (after, end) = (after.saturating_add(1), end.saturating_add(len));
+        }
+        (first, place, after)
     }
 
     /// Decodes a grain table of the extent that begins at guest offset `base`.
