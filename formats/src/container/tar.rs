@@ -1,12 +1,18 @@
 //! tar archives: ustar with the long names of pax and GNU (POSIX.1-2017, pax, "ustar Interchange Format").
 
-use crate::fields::length;
+use crate::fields::{index, length};
 use crate::known::{Step, View};
 use crate::probe::IMAGE;
 use crate::{FormatError, limits};
 
 /// Bytes of a header, and what everything is padded to.
 const BLOCK: u64 = 512;
+/// Headers are read together with what is around them, in aligned windows of this many bytes: headers that follow
+/// each other then cost one read. A walk begins anew after each read, so its time grows with the square of their
+/// number, which this and [`limits::OPEN_BYTES`] bound. A multiple of [`BLOCK`], so that no header lies in two windows.
+const WINDOW: u64 = 32 << 10;
+/// Most headers of any kind: a file has one of its own and may have a few extended ones, and there are directories.
+const HEADERS: usize = 4 * limits::MEMBERS;
 
 /// A file in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,10 +132,11 @@ fn header_type(header: &[u8; 512]) -> Option<u8> {
     if header.get(257..262)? != b"ustar" {
         return None;
     }
-    let sum = header.iter().enumerate().fold(0u64, |sum, (at, &byte)| {
-        sum.saturating_add(if (148..156).contains(&at) { 32 } else { byte.into() })
-    });
-    if number(header.get(148..156)?)? != sum {
+    // The checksum counts its own eight bytes as blanks.
+    let total = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>();
+    let field = header.get(148..156)?;
+    let sum = total(header).saturating_sub(total(field)).saturating_add(8 * u64::from(b' '));
+    if number(field)? != sum {
         return None;
     }
     header.get(156).copied()
@@ -159,11 +166,21 @@ pub(super) fn read(view: View<'_>) -> Step<Archive> {
     let mut archive = Archive::default();
     let mut ahead = Ahead::default();
     let mut at = 0u64;
+    let mut headers = 0usize;
     while at < file_len {
-        let Some(header) = view.upto(IMAGE, at, BLOCK)?.first_chunk::<512>() else { break };
+        let skip = at % WINDOW;
+        let window = view.upto(IMAGE, at.saturating_sub(skip), WINDOW)?;
+        let Some(header) = window.get(index(skip)..).and_then(|rest| rest.first_chunk::<512>()) else {
+            break;
+        };
         if header.iter().all(|&byte| byte == 0) {
             break;
         }
+        if headers == HEADERS {
+            let (what, limit) = ("the number of headers in the archive", length(HEADERS));
+            return Err(FormatError::TooLarge { what, value: limit.saturating_add(1), limit }.into());
+        }
+        headers = headers.saturating_add(1);
         let Some(kind) = header_type(header) else {
             return Err(FormatError::Checksum { what: "tar header", at }.into());
         };
@@ -251,5 +268,61 @@ fn pax(mut records: &[u8], ahead: &mut Ahead) {
             return;
         }
         records = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HEADERS, WINDOW};
+    use crate::container::{Look, Unpacking};
+    use crate::{Ask, FormatError};
+
+    /// How many reads it takes to look at an archive of `count` headers that are `apart` bytes from each other,
+    /// and how that ends.
+    fn walk(count: usize, apart: usize) -> (usize, Result<(), FormatError>) {
+        let mut archive = vec![0; count * apart + 1024];
+        for at in (0..count).map(|nth| nth * apart) {
+            let header = &mut archive[at..at + 512];
+            header[0] = b'd';
+            let size = format!("{:011o}", apart - 512);
+            header[124..135].copy_from_slice(size.as_bytes());
+            header[148..156].fill(b' ');
+            // Global headers may be any number, of any size, and are no files.
+            header[156] = b'g';
+            header[257..262].copy_from_slice(b"ustar");
+            let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+            header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        }
+        let mut unpacking = Unpacking::new(archive.len() as u64, "a.tar");
+        for reads in 0.. {
+            match unpacking.poll() {
+                Ok(Look::Need(Ask::Bytes { at, len, .. })) => {
+                    let at = at as usize;
+                    unpacking.supply_bytes(archive[at..at + len as usize].to_vec());
+                }
+                Ok(Look::Done(_)) => return (reads, Ok(())),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => return (reads, Err(error)),
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn headers_that_follow_each_other_are_read_together() {
+        let (reads, end) = walk(HEADERS, 512);
+        assert_eq!(end, Ok(()));
+        assert!(reads <= HEADERS * 512 / WINDOW as usize + 8, "{reads} reads");
+    }
+
+    #[test]
+    fn headers_that_are_no_files_are_counted_too() {
+        let (reads, end) = walk(HEADERS + 1, 512);
+        assert!(
+            matches!(end, Err(FormatError::TooLarge { what, .. }) if what.contains("headers")),
+            "{end:?}"
+        );
+        assert!(reads <= HEADERS * 512 / WINDOW as usize + 8, "{reads} reads");
+        assert!(walk(200, 2 * WINDOW as usize).0 <= 200 + 8, "far apart, each costs one read");
     }
 }
