@@ -208,3 +208,18 @@ fn an_image_in_an_archive_reaches_no_further() {
     run("tar", &["-C", text(&host.images), "-cf", text(&host.dir.join("images/a.ova")), "a.vmdk"]);
     host.refuses(&host.images.join("a.ova"), "refused to open");
 }
+
+/// Archives and compressed files whose inside names the file itself.
+#[test]
+fn a_loop_through_a_container() {
+    if !has("a_loop_through_a_container", &["tar", "gzip"]) {
+        return;
+    }
+    let host = Host::new();
+    host.write("disk.vmdk", descriptor("RW 4 FLAT \"a.ova\" 0"));
+    run("tar", &["-C", text(&host.images), "-cf", text(&host.images.join("a.ova")), "disk.vmdk"]);
+    host.refuses(&host.images.join("a.ova"), "names itself");
+    host.write("b.qcow2", qcow2("b.qcow2.gz", false));
+    run("gzip", &[text(&host.images.join("b.qcow2"))]);
+    host.refuses(&host.images.join("b.qcow2.gz"), "comes back");
+}

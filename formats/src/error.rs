@@ -67,6 +67,14 @@ pub enum FormatError {
         /// The cap in bytes.
         limit: u64,
     },
+    /// There are more of something than are read.
+    #[error("there are more than {limit} {what}")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// How many are read.
+        limit: u64,
+    },
     /// A checksum does not match.
     #[error("the checksum of the {what} at {at:#x} is wrong")]
     Checksum {

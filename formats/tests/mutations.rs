@@ -6,35 +6,15 @@
 mod common;
 
 use common::Random;
-use common::images::{deflate, put, qcow2, qcow2_over, read, vhd, vmdk, vmdk_stream, zlib};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use common::counting::Counting;
+use common::images::{deflate, put, qcow, qcow2, qcow2_over, read, vhd, vmdk, vmdk_stream, zlib};
+use std::path::Path;
 use std::time::{Duration, Instant};
+use thinorigin_formats::container::{Container, Look, Unpacking};
 use thinorigin_formats::memory::{Directory, Disk};
-use thinorigin_formats::{Format, Options};
+use thinorigin_formats::{Ask, Format, Options};
 
 const MIB: usize = 1 << 20;
-
-/// Counts what is allocated now, and the most that was at any time since the last reset.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged; the counters do not touch the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promises about `layout` are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises about `memory` and `layout` are the system allocator's.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -42,7 +22,7 @@ static ALLOCATOR: Counting = Counting;
 /// A good image, and the ranges (start and length) that hold its metadata.
 type Seed = (Format, Vec<u8>, Vec<(usize, usize)>);
 
-/// Good images of all formats that can be built without a tool.
+/// Good images of all formats: those that are easy to write down, and the specimens.
 fn seeds() -> Vec<Seed> {
     let mut compressed = qcow2();
     let stored = deflate(&[0x44; 0x10000]);
@@ -50,7 +30,7 @@ fn seeds() -> Vec<Seed> {
     put(&mut compressed, 0x30000, &stored);
     let grain = zlib(&[0x44; 0x10000], 6);
     let tables = vec![(0, 160), (0x10000, 8), (0x20000, 64)];
-    vec![
+    let mut seeds = vec![
         (Format::Qcow2, qcow2(), tables.clone()),
         (Format::Qcow2, qcow2_over(b"base"), vec![(0, 160), (0x400, 4)]),
         (Format::Qcow2, compressed, [tables, vec![(0x30000, stored.len())]].concat()),
@@ -62,7 +42,54 @@ fn seeds() -> Vec<Seed> {
             vmdk_stream(Some((0, grain.len() as u32)), &grain),
             vec![(0, 80), (0x3200, 64), (0x10000, 64)],
         ),
-    ]
+        (Format::Qcow, qcow(), vec![(0, 48), (0x1000, 8), (0x2000, 64)]),
+    ];
+    let specimens = [
+        (Format::Vhd, "batmap.vhd"),
+        (Format::Vhdx, "base.vhdx.xz"),
+        (Format::Vhdx, "log.vhdx.xz"),
+        (Format::Vmdk, "cowd-delta.vmdk"),
+        (Format::Vmdk, "sesparse-delta.vmdk"),
+    ];
+    seeds.extend(specimens.map(|(format, name)| {
+        let image = specimen(name);
+        let ranges = written(&image);
+        (format, image, ranges)
+    }));
+    seeds
+}
+
+/// A file of `tests/data`, unpacked.
+fn specimen(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data").join(name);
+    let file = std::fs::read(path).unwrap();
+    let mut unpacking = Unpacking::new(file.len() as u64, name);
+    loop {
+        match unpacking.poll().unwrap() {
+            Look::Need(Ask::Bytes { at, len, .. }) => {
+                unpacking.supply_bytes(file[at as usize..at as usize + len as usize].to_vec());
+            }
+            Look::Done(Container::Packed(packed)) => {
+                let mut image = Vec::new();
+                while let Some((_, block)) = packed.find(image.len() as u64) {
+                    let stored = &file[block.at as usize..block.at as usize + block.len as usize];
+                    image.extend(packed.decode(&block, stored).unwrap());
+                }
+                return image;
+            }
+            Look::Done(Container::None) => return file,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// The sectors of `image` that are not zero.
+fn written(image: &[u8]) -> Vec<(usize, usize)> {
+    let sectors = image.chunks(512).enumerate();
+    sectors
+        .filter(|(_, sector)| sector.iter().any(|&byte| byte != 0))
+        .map(|(n, sector)| (n * 512, sector.len()))
+        .collect()
 }
 
 /// Damages `image` in one to four places.
@@ -98,8 +125,7 @@ fn ten_thousand_mutations() {
         directory.add("image", image);
         directory.add("base", vec![0x5a; 4096]);
         let started = Instant::now();
-        let before = NOW.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let before = Counting::reset();
         let format = Some(*format).filter(|_| random.below(2) == 0);
         match Disk::open(&directory, "image", Options { format, ..Options::default() }) {
             Err(_) => refused += 1,
@@ -112,7 +138,7 @@ fn ten_thousand_mutations() {
                 }
             }
         }
-        let (took, peak) = (started.elapsed(), PEAK.load(Relaxed) - before);
+        let (took, peak) = (started.elapsed(), Counting::peak() - before);
         assert!(took < Duration::from_secs(1), "image {round} takes {took:?}");
         assert!(peak < 64 * MIB, "image {round} takes {peak} bytes");
     }

@@ -3,7 +3,7 @@
 //! A container says where in a file the bytes of another one are: in place, as a member of an archive, or in blocks
 //! that are decoded one by one. The inner file is then opened as any file is, whatever its format. A compressed file
 //! is taken only where a byte of it can be had without decoding everything in front of it, or where all of it is at
-//! most [`limits::BLOCK_BYTES`](crate::limits::BLOCK_BYTES).
+//! most [`limits::BLOCK_BYTES`].
 
 mod decode;
 mod gzip;

@@ -177,8 +177,9 @@ pub(super) fn read(view: View<'_>) -> Step<Archive> {
             break;
         }
         if headers == HEADERS {
-            let (what, limit) = ("the number of headers in the archive", length(HEADERS));
-            return Err(FormatError::TooLarge { what, value: limit.saturating_add(1), limit }.into());
+            return Err(
+                FormatError::TooMany { what: "headers in the archive", limit: length(HEADERS) }.into()
+            );
         }
         headers = headers.saturating_add(1);
         let Some(kind) = header_type(header) else {
@@ -212,8 +213,8 @@ pub(super) fn read(view: View<'_>) -> Step<Archive> {
             b'g' | b'K' => {}
             b'0' | b'\0' | b'7' | b'S' => {
                 if archive.members.len() == limits::MEMBERS {
-                    let (what, limit) = ("the number of files in the archive", length(limits::MEMBERS));
-                    return Err(FormatError::TooLarge { what, value: limit.saturating_add(1), limit }.into());
+                    let (what, limit) = ("files in the archive", length(limits::MEMBERS));
+                    return Err(FormatError::TooMany { what, limit }.into());
                 }
                 let Ahead { name, sparse, .. } = std::mem::take(&mut ahead);
                 let name = name.unwrap_or_else(|| short_name(header));
@@ -318,10 +319,7 @@ mod tests {
     #[test]
     fn headers_that_are_no_files_are_counted_too() {
         let (reads, end) = walk(HEADERS + 1, 512);
-        assert!(
-            matches!(end, Err(FormatError::TooLarge { what, .. }) if what.contains("headers")),
-            "{end:?}"
-        );
+        assert!(matches!(end, Err(FormatError::TooMany { what, .. }) if what.contains("headers")), "{end:?}");
         assert!(reads <= HEADERS * 512 / WINDOW as usize + 8, "{reads} reads");
         assert!(walk(200, 2 * WINDOW as usize).0 <= 200 + 8, "far apart, each costs one read");
     }

@@ -82,6 +82,19 @@ pub(crate) fn qcow2_over(name: &[u8]) -> Vec<u8> {
     image
 }
 
+/// A qcow of 1 MiB in clusters of 4 KiB: L1 table at 0x1000, L2 table at 0x2000, and one cluster at 0x3000.
+pub(crate) fn qcow() -> Vec<u8> {
+    let mut image = vec![0; 0x4000];
+    put(&mut image, 0, b"QFI\xfb\0\0\0\x01");
+    put(&mut image, 24, &(1u64 << 20).to_be_bytes());
+    put(&mut image, 32, &[12, 9]);
+    put(&mut image, 40, &0x1000u64.to_be_bytes());
+    put(&mut image, 0x1000, &0x2000u64.to_be_bytes());
+    put(&mut image, 0x2000, &0x3000u64.to_be_bytes());
+    image[0x3000..].fill(0x11);
+    image
+}
+
 /// The checksum of a vhd footer or header, whose own field is at `at`.
 pub(crate) fn vhd_checksum(bytes: &mut [u8], at: usize) {
     bytes[at..at + 4].fill(0);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod counting;
 pub(crate) mod images;
 
 use serde_json::Value;
@@ -150,12 +151,12 @@ pub(crate) fn assert_reads(disk: &mut Disk, expect: &[u8], name: &str) {
 /// One entry of a map, with the meaning of `qemu-img map --output=json`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    start: u64,
-    length: u64,
+    pub(crate) start: u64,
+    pub(crate) length: u64,
     depth: u64,
     present: bool,
     zero: bool,
-    data: bool,
+    pub(crate) data: bool,
     compressed: bool,
 }
 
