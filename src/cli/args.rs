@@ -32,6 +32,11 @@ pub(crate) enum Command {
     Cat(Cat),
     /// Bring an image into the cache
     Warm(Warm),
+    /// Look after the block cache
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
     /// Attach an image to this machine's kernel as a read-only NBD device, and print the device
     Attach(Attach),
     /// Detach an NBD device that `attach` made
@@ -46,6 +51,34 @@ pub(crate) enum Command {
         /// The directory; it must exist
         dir: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// List what is cached: each object, and how much of it is local
+    List(CacheDir),
+    /// Sum up what each location takes
+    Usage(CacheDir),
+    /// Read all that is local and compare it with its checksums
+    Verify(CacheDir),
+    /// Remove what is cached of a location; refused while a server uses the cache
+    Drop {
+        /// The location, as `list` shows it
+        #[arg(required_unless_present = "all")]
+        location: Option<String>,
+        /// Remove everything
+        #[arg(long, conflicts_with = "location")]
+        all: bool,
+        #[command(flatten)]
+        dir: CacheDir,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheDir {
+    /// Directory of the block cache [default: /var/cache/thinorigin for root, $XDG_CACHE_HOME/thinorigin otherwise]
+    #[arg(long = "cache", value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

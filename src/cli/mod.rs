@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod attach;
+mod cache;
 mod check;
 mod info;
 mod map;
@@ -30,6 +31,7 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut command, "thinorigin", &mut std::io::stdout());
             Ok(())
         }
+        Command::Cache { command } => cache::run(command, json),
         Command::Man { dir } => output::manual(Cli::command(), &dir),
         command => runtime()?.block_on(run_async(command, json)),
     }
@@ -45,7 +47,7 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::Warm(args) => read::warm(args, json).await,
         Command::Attach(args) => attach::attach(args, json).await,
         Command::Detach(args) => attach::detach(&args).await,
-        Command::Completions { .. } | Command::Man { .. } => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } | Command::Cache { .. } => Ok(()),
     }
 }
 

@@ -58,12 +58,16 @@ pub(super) async fn cat(args: Cat) -> Result<()> {
 #[derive(Serialize)]
 struct Warmed {
     location: String,
-    read_bytes: u64,
+    /// Bytes that are not known to be zero.
+    data: u64,
+    /// How many of them are in the cache now.
+    local: u64,
 }
 
 /// Brings an image, or ranges of it, into the cache.
 pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     let image = args.reading.open(&args.location).await?;
+    image.writable()?;
     let mut ranges = args.ranges.iter().map(|text| parse_range(text)).collect::<Result<Vec<_>>>()?;
     if ranges.is_empty() {
         ranges.push(0..image.virtual_size());
@@ -74,19 +78,27 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     let reads = stream::iter(stored.into_iter().flat_map(steps)).map(|step| {
         let (image, bar): (&Image, _) = (&image, &bar);
         async move {
-            image.read(step.start, step.end - step.start).await?;
+            let local = image.warm(step.start, step.end - step.start).await?;
             bar.inc(step.end - step.start);
-            Ok::<_, Error>(())
+            Ok::<_, Error>(local)
         }
     });
-    reads.buffer_unordered(AHEAD).try_collect::<()>().await?;
+    let local: u64 =
+        reads.buffer_unordered(AHEAD).try_fold(0, |sum, local| async move { Ok(sum + local) }).await?;
     bar.finish_and_clear();
     let location = image.location().to_string();
     image.settle().await?;
     if json {
-        return output::json(&Warmed { location, read_bytes: total });
+        output::json(&Warmed { location: location.clone(), data: total, local })?;
+    } else {
+        output::line(&format!("{location}: {} of {} are local", Size(local), Size(total)))?;
     }
-    output::line(&format!("{location}: {} in the cache", Size(total)))
+    match total - local {
+        0 => Ok(()),
+        missing => Err(Error::failed(format!(
+            "{location}: the cache has no room for {missing} bytes: make it larger with --cache-size"
+        ))),
+    }
 }
 
 /// The parts of `ranges` that are not known to be zero.

@@ -36,6 +36,17 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Fails unless the command can put something into the cache.
+    pub(crate) fn writable(&self) -> Result<()> {
+        match &self.store {
+            None => Err(Error::usage("without a cache there is nothing to warm")),
+            Some(store) if !store.is_owner() => Err(Error::refused(
+                "another process owns this cache; only that one can put something into it",
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Makes what the command fetched durable, so that the next one does not fetch it again.
     pub(crate) async fn settle(self) -> Result<()> {
         match self.store {
@@ -77,7 +88,8 @@ pub(crate) fn parse(location: &str) -> Result<Location> {
     location.parse().map_err(|error: backends::Error| Error::usage(error.message))
 }
 
-fn default_dir() -> Result<PathBuf> {
+/// Where the cache is if nobody says.
+pub(super) fn default_dir() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/cache/thinorigin"));
     }

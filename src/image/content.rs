@@ -142,6 +142,20 @@ impl Content {
         Ok(())
     }
 
+    /// Makes `range`, which lies inside the file, local. Says whether it is.
+    pub(crate) async fn warm(&self, range: Range<u64>) -> Result<bool> {
+        let range = self.place_of(range);
+        match &self.body {
+            Body::Local(source, _) => {
+                source.check()?;
+                Ok(true)
+            }
+            Body::Cached(_, object) => Ok(object.warm(range).await?),
+            Body::Remote(_) => Ok(false),
+            Body::Packed(file) => file.warm(range).await,
+        }
+    }
+
     /// Up to `len` bytes from `at` in memory, fewer where the file ends. Remote bytes stay in the cache: this is
     /// for metadata.
     pub(crate) async fn read(&self, at: u64, len: u32) -> Result<Bytes> {

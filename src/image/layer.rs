@@ -95,7 +95,8 @@ impl LayerFiles {
     fn decoded_key(&self) -> Key {
         let others: Vec<_> = self.files.iter().skip(1).map(Content::identity).collect();
         let format = self.layer.format();
-        let place = if self.through.is_empty() { String::new() } else { self.files[0].place() };
+        let place =
+            if self.through.is_empty() { String::new() } else { format!(" at {}", self.files[0].place()) };
         let part = format!("decoded from {format}{place}, {} {others:?}", self.view);
         Key { identity: self.files[0].identity().clone(), part }
     }
@@ -147,5 +148,13 @@ impl CachedLayer {
             return Ok(());
         };
         Ok(object.get(range, out).await?)
+    }
+
+    /// Makes the decoded bytes of `range` local. Says whether they are.
+    pub(crate) async fn warm_decoded(&self, range: Range<u64>) -> Result<bool> {
+        match &self.decoded {
+            Some(object) => Ok(object.warm(range).await?),
+            None => Ok(false),
+        }
     }
 }

@@ -99,6 +99,13 @@ impl PackedFile {
         }
         Ok(())
     }
+
+    pub(super) async fn warm(&self, range: Range<u64>) -> Result<bool> {
+        match &self.decoded {
+            Some(object) => Ok(object.warm(range).await?),
+            None => Ok(false),
+        }
+    }
 }
 
 impl Blocks {

@@ -87,6 +87,30 @@ impl Image {
         Ok(fetched.into_iter().flatten().collect())
     }
 
+    /// Makes the bytes `at..at + len` local, and returns how many of them now are; the others found no room. The
+    /// range must lie inside the disk.
+    pub async fn warm(&self, at: u64, len: u64) -> Result<u64> {
+        let parts = self.resolve(at, len).await?;
+        let warmed = stream::iter(parts).map(|part| self.warm_part(part)).buffer_unordered(CONCURRENT);
+        warmed.try_fold(0, |sum, len| async move { Ok(sum + len) }).await
+    }
+
+    async fn warm_part(&self, part: Part) -> Result<u64> {
+        let (local, len) = match part {
+            Part::Plain(Extent { kind: Kind::Data { file, at }, len, layer, .. }) => {
+                let file = self.layer(layer)?.files.file(file)?;
+                let (inside, _) = split_at_end(at, len, file.len());
+                (inside.is_empty() || file.warm(inside).await?, len)
+            }
+            Part::Plain(extent) => (true, extent.len),
+            Part::Compressed { layer, range, .. } => {
+                let len = range.end - range.start;
+                (self.layer(layer)?.warm_decoded(range).await?, len)
+            }
+        };
+        Ok(if local { len } else { 0 })
+    }
+
     /// The parts that `at..at + len` is made of.
     async fn resolve(&self, at: u64, len: u64) -> Result<Vec<Part>> {
         let mut parts = Vec::new();

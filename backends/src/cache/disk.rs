@@ -190,6 +190,35 @@ impl Disk {
             .collect()
     }
 
+    /// The runs of blocks that the index has checksums for.
+    pub(super) fn recorded(&self) -> io::Result<Vec<Range<u64>>> {
+        let Some(index) = &self.index else { return Ok(Vec::new()) };
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let (mut block, mut sums) = (0, vec![0; 64 << 10]);
+        while block < self.geometry.blocks() {
+            let count = (self.geometry.blocks() - block).min(sums.len() as u64 / 8);
+            let part = &mut sums[..count as usize * 8];
+            index.read_exact_at(part, block * 8)?;
+            for (number, sum) in (block..).zip(part.as_chunks::<8>().0) {
+                match runs.last_mut() {
+                    _ if *sum == [0; 8] => {}
+                    Some(last) if last.end == number => last.end += 1,
+                    _ => runs.push(number..number + 1),
+                }
+            }
+            block += count;
+        }
+        Ok(runs)
+    }
+
+    /// Whether the index has a checksum for `block` now.
+    pub(super) fn is_recorded(&self, block: u64) -> io::Result<bool> {
+        let Some(index) = &self.index else { return Ok(false) };
+        let mut sum = [0; 8];
+        index.read_exact_at(&mut sum, block * 8)?;
+        Ok(sum != [0; 8])
+    }
+
     /// Writes `bytes`, whole blocks from `first` on, and returns their checksums, to be recorded when they are durable.
     pub(super) fn store(&self, first: u64, bytes: &[u8]) -> io::Result<Vec<(u64, u64)>> {
         self.data.write_all_at(bytes, first * self.geometry.block)?;

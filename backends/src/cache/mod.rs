@@ -30,9 +30,11 @@ mod disk;
 mod flight;
 mod keeper;
 mod object;
+mod stock;
 mod store;
 
 pub use object::Object;
+pub use stock::{Stock, Stored, Verified};
 pub use store::Store;
 
 use crate::Error;

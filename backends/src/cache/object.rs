@@ -301,7 +301,7 @@ impl<F: Fill> Object<F> {
         Ok(())
     }
 
-    /// Brings `range` into the file, and returns when it is there or cannot be. Says whether it is.
+    /// Brings `range` into the file, and returns when it is there or there is no room for it. Says whether it is there.
     pub async fn warm(self: &Arc<Self>, range: Range<u64>) -> Result<bool, Error> {
         let mut spans = Spans::new();
         self.get(range.clone(), &mut spans).await?;
@@ -388,6 +388,7 @@ impl<F: Fill> Object<F> {
         let fetched = gaps.iter().zip(&filled).map(|(gap, bytes)| (offset(gap.start), bytes.clone()));
         let mut pieces: Vec<(u64, Bytes)> = found.chain(fetched).collect();
         pieces.sort_unstable_by_key(|(offset, _)| *offset);
+        let _landing = core.store.landing();
         pilot.deliver(pieces.into());
         for (gap, bytes) in gaps.into_iter().zip(filled) {
             if !gap.clone().any(|block| pilot.evicting.contains(&block)) {

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How long nothing is stored after the disk failed.
@@ -19,6 +19,9 @@ const REST: Duration = Duration::from_secs(30);
 
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
+
+/// How long [`Store::sync`] waits for a disk that does not take what is being written to it.
+const LANDING: Duration = Duration::from_secs(30);
 
 /// The store under one directory. Clones are the same store.
 #[derive(Clone, Debug)]
@@ -36,6 +39,9 @@ pub(super) struct Shared {
     used: AtomicU64,
     /// Bytes on their way to the disk.
     writing: AtomicU64,
+    /// How many flights are between delivering their bytes and having them in the file.
+    landing: Mutex<u64>,
+    landed: Condvar,
     /// The locked file, once this process owns the store.
     lock: OnceLock<File>,
     objects: Mutex<HashMap<String, Entry>>,
@@ -75,6 +81,8 @@ impl Store {
             max: max_bytes,
             used: AtomicU64::new(0),
             writing: AtomicU64::new(0),
+            landing: Mutex::default(),
+            landed: Condvar::new(),
             lock: OnceLock::new(),
             objects: Mutex::default(),
             dirty: Mutex::default(),
@@ -121,8 +129,12 @@ impl Store {
         Ok(Object::new(self.shared.core(key, geometry), fill))
     }
 
-    /// Makes everything stored so far durable. For an orderly end; may wait for the disk.
+    /// Makes durable what was delivered to readers so far, but for what there was no room for. For an orderly end:
+    /// waits for the disk.
     pub fn sync(&self) {
+        let landing = locked(&self.shared.landing);
+        let all_landed = self.shared.landed.wait_timeout_while(landing, LANDING, |landing| *landing > 0);
+        drop(all_landed);
         self.shared.save();
     }
 
@@ -234,6 +246,12 @@ impl Shared {
         (used <= self.max && writing <= MAX_WRITING).then_some(reserved)
     }
 
+    /// Says that a flight is about to deliver bytes that it will then write. To be held until they are written.
+    pub(super) fn landing(self: &Arc<Self>) -> Landing {
+        *locked(&self.landing) += 1;
+        Landing(self.clone())
+    }
+
     /// Where eviction begins. The rest is for what comes while it is under way.
     pub(super) fn high(&self) -> u64 {
         self.max - self.max / 16
@@ -295,6 +313,16 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.bell.ring();
+    }
+}
+
+/// Bytes that were delivered and are not in the file yet.
+pub(super) struct Landing(Arc<Shared>);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        *locked(&self.0.landing) -= 1;
+        self.0.landed.notify_all();
     }
 }
 

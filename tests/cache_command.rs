@@ -1,0 +1,114 @@
+//! `thinorigin cache`: what it lists is what is there, damage is found, and nothing is dropped under a server.
+
+mod common;
+
+use common::{Dir, Http, Server, THINORIGIN, has, run, text};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+const TOOLS: [&str; 3] = ["nginx", "setsid", "nbdcopy"];
+
+/// A cache with all of a raw image in it, and where the image is.
+fn warm(dir: &Dir, http: &Http) -> (String, String) {
+    dir.guest_disk("disk.raw");
+    let (cache, location) = (text(&dir.join("cache")).to_owned(), format!("{}/disk.raw", http.url));
+    run(THINORIGIN, &["warm", "--cache", &cache, &location]);
+    (cache, location)
+}
+
+fn json(arguments: &[&str]) -> serde_json::Value {
+    serde_json::from_slice(&run(THINORIGIN, arguments).stdout).unwrap()
+}
+
+#[test]
+fn lists_and_sums_up_and_drops() {
+    if !has("lists_and_sums_up_and_drops", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let (cache, location) = warm(&dir, &http);
+    let size = fs::metadata(dir.join("disk.raw")).unwrap().len();
+    let list = json(&["cache", "list", "--json", "--cache", &cache]);
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    assert_eq!((&list[0]["location"], &list[0]["part"]), (&location.as_str().into(), &"raw".into()));
+    assert_eq!((&list[0]["size"], &list[0]["local"]), (&size.into(), &size.into()));
+    let usage = json(&["cache", "usage", "--json", "--cache", &cache]);
+    assert_eq!((&usage[0]["location"], &usage[0]["local"]), (&location.as_str().into(), &size.into()));
+    let table = run(THINORIGIN, &["cache", "list", "--cache", &cache]).stdout;
+    assert!(String::from_utf8(table).unwrap().contains("100 %"));
+
+    // A server that uses the cache would go on with files that are gone.
+    let server = Server::start(&dir, &["--cache", &cache, &location]);
+    let refused = Command::new(THINORIGIN).args(["cache", "drop", "--cache", &cache, &location]).output();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("a running server uses the cache"));
+    assert_eq!(json(&["cache", "list", "--json", "--cache", &cache]), list, "looking is allowed");
+    server.terminate();
+
+    let other = Command::new(THINORIGIN).args(["cache", "drop", "--cache", &cache, "/elsewhere"]).status();
+    assert_eq!(other.unwrap().code(), Some(3));
+    let dropped = json(&["cache", "drop", "--json", "--cache", &cache, &location]);
+    assert_eq!(dropped["objects"], 1);
+    assert_eq!(json(&["cache", "list", "--json", "--cache", &cache]), serde_json::json!([]));
+    // What was dropped is fetched again.
+    let before = http.bytes_sent();
+    run(THINORIGIN, &["cat", "--cache", &cache, &location]);
+    assert!(http.bytes_sent() - before >= size);
+}
+
+#[test]
+fn finds_what_the_disk_has_changed() {
+    if !has("finds_what_the_disk_has_changed", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let (cache, location) = warm(&dir, &http);
+    let wanted = fs::read(dir.join("disk.raw")).unwrap();
+    let whole = json(&["cache", "verify", "--json", "--cache", &cache]);
+    assert_eq!((&whole["whole"], &whole["damaged"]), (&wanted.len().into(), &serde_json::json!([])));
+
+    let object = fs::read_dir(dir.join("cache/objects")).unwrap().next().unwrap().unwrap();
+    let data = fs::File::options().write(true).open(object.path().join("data")).unwrap();
+    data.write_all_at(&[!wanted[100_000]], 100_000).unwrap();
+    let found = Command::new(THINORIGIN).args(["cache", "verify", "--json", "--cache", &cache]).output();
+    let found = found.unwrap();
+    assert_eq!(found.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert_eq!(
+        (&report["damaged"][0]["start"], &report["damaged"][0]["length"]),
+        (&65536.into(), &65536.into())
+    );
+    let read = run(THINORIGIN, &["cat", "--cache", &cache, &location]).stdout;
+    assert!(read == wanted, "a reader does not see the damage");
+    let healed = json(&["cache", "verify", "--json", "--cache", &cache]);
+    assert_eq!(healed["damaged"], serde_json::json!([]), "and has mended it");
+}
+
+#[test]
+fn warming_says_what_did_not_become_local() {
+    if !has("warming_says_what_did_not_become_local", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    dir.guest_disk("disk.raw");
+    let (cache, location) = (text(&dir.join("cache")).to_owned(), format!("{}/disk.raw", http.url));
+    let failing = |arguments: &[&str]| {
+        let output = Command::new(THINORIGIN).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, error) = failing(&["warm", "--cache", &cache, "--cache-size", "1M", &location]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("the cache has no room for"), "{error}");
+    let (code, error) = failing(&["warm", "--no-cache", &location]);
+    assert_eq!(code, Some(2), "{error}");
+    let server = Server::start(&dir, &["--cache", &cache, &location]);
+    let (code, error) = failing(&["warm", "--cache", &cache, &location]);
+    assert_eq!(code, Some(3), "{error}");
+    assert!(error.contains("another process owns this cache"), "{error}");
+    server.terminate();
+}
