@@ -96,13 +96,14 @@ fn check(dir: &Dir, server: &Server, export: &str, wanted: &[u8]) {
 #[test]
 fn every_kind_of_server_serves_the_same_disk() {
     let test = "every_kind_of_server_serves_the_same_disk";
-    if !has(test, &["nginx", "openssl", "qemu-img", "nbdcopy"]) || !has_nfs(test) || !has_s3(test) {
+    if !has(test, &["nginx", "openssl", "smbd", "qemu-img", "nbdcopy"]) || !has_nfs(test) || !has_s3(test) {
         return;
     }
     let dir = Dir::new();
     let (image, wanted) = image(&dir);
     let http = Lab::start("http", &dir, &["--root", text(dir.path()), "--tls"]);
     let nfs = Lab::start("nfs", &dir, &["--root", text(dir.path())]);
+    let smb = Lab::start("smb", &dir, &["--root", text(dir.path())]);
     let s3 = Lab::start("s3", &dir, &[]);
     s3.run("put", &[text(&image), SPELLED]);
 
@@ -111,6 +112,7 @@ fn every_kind_of_server_serves_the_same_disk() {
     let sections = [
         format!("[\"{https}/\"]\nca = \"{}\"\n", http.value("HTTPS_CA")),
         fs::read_to_string(nfs.value("NFS_CREDENTIALS")).unwrap(),
+        fs::read_to_string(smb.value("SMB_CREDENTIALS")).unwrap(),
         fs::read_to_string(s3.value("S3_CREDENTIALS")).unwrap(),
     ];
     write_credentials(&credentials, &sections.concat());
@@ -120,6 +122,7 @@ fn every_kind_of_server_serves_the_same_disk() {
         ("https", format!("{https}/{SPELLED}")),
         ("s3", format!("{}/{SPELLED}", s3.value("S3_URL"))),
         ("nfs", format!("{}/{SPELLED}", nfs.value("NFS_URL"))),
+        ("smb", format!("{}/{SPELLED}", smb.value("SMB_URL"))),
     ];
     let exports: Vec<String> =
         locations.iter().map(|(kind, location)| format!("{kind}={location}")).collect();

@@ -15,6 +15,8 @@ mod location;
 #[cfg(feature = "nfs")]
 mod nfs;
 pub mod retry;
+#[cfg(feature = "smb")]
+mod smb;
 mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -27,4 +29,6 @@ pub use http::{HttpSource, install_crypto};
 pub use location::{Location, Scheme};
 #[cfg(feature = "nfs")]
 pub use nfs::NfsSource;
+#[cfg(feature = "smb")]
+pub use smb::SmbSource;
 pub use source::{AnySource, Identity, Options, Source, open};

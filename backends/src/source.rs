@@ -72,6 +72,9 @@ pub enum AnySource {
     /// A file on an NFS server.
     #[cfg(feature = "nfs")]
     Nfs(Box<crate::nfs::NfsSource>),
+    /// A file on an SMB server.
+    #[cfg(feature = "smb")]
+    Smb(Box<crate::smb::SmbSource>),
 }
 
 impl AnySource {
@@ -83,6 +86,8 @@ impl AnySource {
             AnySource::Http(source) => source.check(),
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.check(),
+            #[cfg(feature = "smb")]
+            AnySource::Smb(source) => source.check(),
         }
     }
 }
@@ -94,6 +99,8 @@ impl Source for AnySource {
             AnySource::Http(source) => source.identity(),
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.identity(),
+            #[cfg(feature = "smb")]
+            AnySource::Smb(source) => source.identity(),
         }
     }
 
@@ -103,6 +110,8 @@ impl Source for AnySource {
             AnySource::Http(source) => source.read(range).await,
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.read(range).await,
+            #[cfg(feature = "smb")]
+            AnySource::Smb(source) => source.read(range).await,
         }
     }
 }
@@ -118,6 +127,9 @@ pub async fn open(location: &Location, options: &Options) -> Result<AnySource, E
         Scheme::S3 => Ok(AnySource::Http(Box::new(HttpSource::open(location, options).await?))),
         #[cfg(feature = "nfs")]
         Scheme::Nfs => Ok(AnySource::Nfs(Box::new(crate::nfs::NfsSource::open(location, options).await?))),
+        #[cfg(feature = "smb")]
+        Scheme::Smb => Ok(AnySource::Smb(Box::new(crate::smb::SmbSource::open(location, options).await?))),
+        #[cfg(not(all(feature = "s3", feature = "nfs", feature = "smb")))]
         other => {
             let name = format!("{other:?}").to_lowercase();
             Err(Error::new(Kind::Unsupported, format!("{location}: this build cannot read {name} locations")))

@@ -1,0 +1,237 @@
+//! SMB 2 and 3, for reading: one connection with many READs under way.
+//!
+//! The protocol is the `smb2` crate's. A read here is a READ and a QUERY_INFO in one compound, which the server
+//! executes in this order ([MS-SMB2] section 3.3.5.2.7.2), so that every answer says which content it is of: size and
+//! time of the last write must be those seen at open. The file is opened so that no client of the server may write to
+//! it as long as it is open here; one that is replaced by another goes on to be read as it was.
+//!
+//! Samba does not tell of what is written on the server itself, past Samba, before every client has closed the file.
+//! Templates on such a server are replaced, not rewritten.
+
+mod announce;
+mod session;
+
+use crate::credentials::Secret;
+use crate::retry::{Failure, Policy};
+use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::{Error, Identity, Kind, Location, Options, Source};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use percent_encoding::percent_decode_str;
+use session::{Attributes, Opened};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout_at;
+
+/// How many READs one source has under way.
+const IN_FLIGHT: usize = 128;
+
+const SMB_PORT: u16 = 445;
+
+/// A file on an SMB server.
+#[derive(Debug)]
+pub struct SmbSource {
+    identity: Identity,
+    place: Place,
+    attributes: Attributes,
+    policy: Policy,
+    in_flight: Semaphore,
+    opened: Mutex<Option<Arc<Opened>>>,
+    /// Set for good when another version is seen.
+    changed: OnceLock<Error>,
+}
+
+/// Where the file is, and who reads it.
+#[derive(Debug)]
+struct Place {
+    host: String,
+    port: u16,
+    share: String,
+    /// Below the share, with slashes.
+    path: String,
+    user: String,
+    password: Secret,
+    domain: String,
+}
+
+impl SmbSource {
+    /// Opens the file at `location` and pins its attributes.
+    pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
+        let place = Place::of(location, options)?;
+        let mut tries = Tries::new(options.policy.opening());
+        let opened = loop {
+            let fault = match timeout_at(tries.deadline(), Opened::open(&place)).await {
+                Ok(Ok(opened)) => break opened,
+                Ok(Err(fault)) => fault,
+                Err(_) => out_of_time(),
+            };
+            tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
+        };
+        let attributes = opened.attributes;
+        Ok(SmbSource {
+            identity: Identity {
+                location: location.to_string(),
+                size: attributes.size,
+                validator: validator(&opened),
+            },
+            place,
+            attributes,
+            policy: options.policy,
+            in_flight: Semaphore::new(IN_FLIGHT),
+            opened: Mutex::new(Some(Arc::new(opened))),
+            changed: OnceLock::new(),
+        })
+    }
+
+    /// The error of a change that was seen, if one was. Asks nobody.
+    pub fn check(&self) -> Result<(), Error> {
+        self.changed.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// The open file, opened again if its connection is gone.
+    async fn opened(&self) -> Result<Arc<Opened>, Fault> {
+        let mut slot = self.opened.lock().await;
+        if let Some(opened) = slot.as_ref().filter(|opened| !opened.is_dead()) {
+            return Ok(opened.clone());
+        }
+        let opened = Opened::open(&self.place).await?;
+        if self.identity.size != opened.attributes.size || self.identity.validator != validator(&opened) {
+            return Err(changed());
+        }
+        Ok(slot.insert(Arc::new(opened)).clone())
+    }
+
+    /// Forgets `opened`, on which something went wrong: whether it is still good is not worth finding out.
+    async fn close(&self, opened: &Arc<Opened>) {
+        let mut slot = self.opened.lock().await;
+        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, opened)) {
+            *slot = None;
+        }
+    }
+
+    fn compare(&self, seen: Attributes) -> Result<(), Fault> {
+        if seen == self.attributes { Ok(()) } else { Err(changed()) }
+    }
+
+    /// The bytes of `range`, in as many READs as the server needs, all under way at once.
+    async fn try_read(&self, range: &Range<u64>) -> Result<Bytes, Fault> {
+        let opened = self.opened().await?;
+        let step = u64::from(opened.read_size);
+        let starts = (range.start..range.end).step_by(opened.read_size as usize);
+        let reads = starts.map(|start| self.read_part(&opened, start..range.end.min(start + step)));
+        let parts: Result<Vec<Bytes>, Fault> = stream::iter(reads).buffered(16).try_collect().await;
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(fault) => {
+                tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
+                self.close(&opened).await;
+                return Err(fault);
+            }
+        };
+        if let [part] = parts.as_slice() {
+            return Ok(part.clone());
+        }
+        let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        Ok(bytes.freeze())
+    }
+
+    /// One READ, and those for the rest if the server sends less than was asked for.
+    async fn read_part(&self, opened: &Opened, range: Range<u64>) -> Result<Bytes, Fault> {
+        let _permit = self.in_flight.acquire().await.map_err(|_| wrong("the source is closed"))?;
+        let mut bytes = BytesMut::new();
+        loop {
+            let rest = range.start + bytes.len() as u64..range.end;
+            let asked = rest.end - rest.start;
+            let (data, attributes) = opened.read(rest).await?;
+            self.compare(attributes)?;
+            if data.len() as u64 == asked && bytes.is_empty() {
+                return Ok(data);
+            }
+            bytes.extend_from_slice(&data);
+            if data.len() as u64 == asked {
+                return Ok(bytes.freeze());
+            }
+        }
+    }
+}
+
+impl Source for SmbSource {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        let len = crate::source::checked_len(&self.identity, &range)?;
+        self.check()?;
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut tries = Tries::new(self.policy);
+        loop {
+            let fault = match timeout_at(tries.deadline(), self.try_read(&range)).await {
+                Ok(Ok(bytes)) => return Ok(bytes),
+                Ok(Err(fault)) => fault,
+                Err(_) => out_of_time(),
+            };
+            if fault.kind == Kind::Changed {
+                let error = error(&self.identity.location, &fault);
+                tracing::error!("{error}");
+                return Err(self.changed.get_or_init(|| error).clone());
+            }
+            tries.failed(fault).await.map_err(|fault| error(&self.identity.location, &fault))?;
+        }
+    }
+}
+
+impl Place {
+    fn of(location: &Location, options: &Options) -> Result<Place, Error> {
+        let wrong = |what: &str| Error::new(Kind::Location, format!("{location}: {what}"));
+        let url = location.as_url().ok_or_else(|| wrong("not an SMB location"))?;
+        let host = url.host_str().ok_or_else(|| wrong("no host"))?.trim_matches(['[', ']']).to_owned();
+        let mut parts = Vec::new();
+        for part in url.path().split('/').filter(|part| !part.is_empty()) {
+            let part = percent_decode_str(part).decode_utf8();
+            let part = part.map_err(|_| wrong("a part of its path is not UTF-8"))?.into_owned();
+            if part.len() > 255 || matches!(part.as_str(), "." | "..") || part.contains(['/', '\0']) {
+                return Err(wrong("a part of its path is not a file name"));
+            }
+            parts.push(part);
+        }
+        let [share, path @ ..] = parts.as_slice() else { return Err(wrong("no share after the host")) };
+        if path.is_empty() {
+            return Err(wrong("no path after the share"));
+        }
+        let section = options.credentials.section(location);
+        let user = section
+            .username
+            .clone()
+            .unwrap_or_else(|| percent_decode_str(url.username()).decode_utf8_lossy().into_owned());
+        Ok(Place {
+            host,
+            port: url.port().unwrap_or(SMB_PORT),
+            share: share.clone(),
+            path: path.join("/"),
+            user,
+            password: section.password.clone().unwrap_or_default(),
+            domain: section.domain.clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// What tells one content of the file from another.
+fn validator(opened: &Opened) -> String {
+    format!("written:{},index:{}", opened.attributes.written, opened.index)
+}
+
+fn changed() -> Fault {
+    Fault::new(Kind::Changed, Failure::Final, "the file changed since it was opened")
+}
+
+fn wrong(what: &str) -> Fault {
+    Fault::new(Kind::BadAnswer, Failure::Wrong, what)
+}
+
+#[cfg(test)]
+mod tests;
