@@ -7,7 +7,9 @@ use std::time::Duration;
 pub enum Failure {
     /// The server or the way to it: refused, reset, timed out, short body, 5xx. May pass.
     Transient,
-    /// As `Transient`, and the server said how long to wait.
+    /// As `Transient`, and nobody answered at all.
+    Unreached,
+    /// As `Transient`: the server has too much to do, and said how long to wait, or 0.
     Busy(Duration),
     /// The answer did not fit the request. Worth a few tries: a proxy may have answered, or one server of several.
     Wrong,
@@ -68,7 +70,7 @@ impl Policy {
             Failure::Final => return Decision::GiveUp,
             Failure::Wrong if attempt >= self.wrong => return Decision::GiveUp,
             Failure::Busy(asked) => wait.max(asked),
-            Failure::Transient | Failure::Wrong => wait,
+            Failure::Transient | Failure::Unreached | Failure::Wrong => wait,
         };
         if elapsed.saturating_add(wait) >= self.deadline { Decision::GiveUp } else { Decision::Wait(wait) }
     }

@@ -1,7 +1,7 @@
 //! The port every server kind implements.
 
 use crate::credentials::Credentials;
-use crate::http::{Clients, HttpSource};
+use crate::http::{Circuits, Clients, HttpSource};
 use crate::retry::Policy;
 use crate::{Error, Kind, Location, Scheme, file::FileSource};
 use bytes::Bytes;
@@ -23,6 +23,7 @@ pub struct Identity {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub(crate) clients: Clients,
+    pub(crate) circuits: Circuits,
     pub(crate) policy: Policy,
     pub(crate) credentials: Credentials,
 }

@@ -11,7 +11,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// What tells one content of an object from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,7 +213,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Fault {
             (Kind::Unreachable, Failure::Transient, "the server gave up on the request".to_owned())
         }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            let failure = retry_after(headers).map_or(Failure::Transient, Failure::Busy);
+            let failure = Failure::Busy(retry_after(headers, SystemTime::now()).unwrap_or_default());
             (Kind::Unreachable, failure, "the server is too busy".to_owned())
         }
         status if status.is_server_error() => {
@@ -224,9 +224,13 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Fault {
     Fault::new(kind, failure, format!("{what} (status {code})"))
 }
 
-/// Seconds to wait. The other form, a date, is left to the policy's own waits.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    Some(Duration::from_secs(number(headers.get(RETRY_AFTER)?.to_str().ok()?.trim())?))
+/// How long the server asks to wait from `now` on: seconds, or a date (RFC 9110 section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match number(value) {
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+        None => httpdate::parse_http_date(value).ok().map(|at| at.duration_since(now).unwrap_or_default()),
+    }
 }
 
 #[cfg(test)]

@@ -48,10 +48,15 @@ impl Endpoint {
         })
     }
 
+    /// The server, for what concerns all its objects.
+    pub(super) fn server(&self) -> String {
+        self.origin.origin().ascii_serialization()
+    }
+
     /// The location for identities. The same bucket and key on another server is another object.
     pub(super) fn canonical(&self) -> String {
         match self.location.scheme() {
-            Scheme::S3 => format!("{} at {}", self.location, self.origin.origin().ascii_serialization()),
+            Scheme::S3 => format!("{} at {}", self.location, self.server()),
             _ => self.location.to_string(),
         }
     }
@@ -111,7 +116,8 @@ impl Endpoint {
             if access.auth.is_some() && url.origin() == self.origin.origin() {
                 request.headers_mut().extend(access.auth.headers(&url).await.map_err(local)?);
             }
-            let answer = client.execute(request).await.map_err(|error| transport(&error))?;
+            let answer =
+                client.execute(request).await.map_err(|error| transport(&error, Failure::Unreached))?;
             if !is_redirect(answer.status()) {
                 if answer.status().is_success() && *url != self.origin {
                     *locked(&self.resolved) = Some(url);
@@ -190,8 +196,9 @@ fn internal() -> Fault {
     final_fault("the request cannot be written down")
 }
 
-/// What the transport's failure means. The URL, which the error knows, stays out of the message.
-pub(super) fn transport(error: &reqwest::Error) -> Fault {
+/// What the transport's failure means, which as to trying again is `failure` unless it is final. The URL, which the
+/// error knows, stays out of the message.
+pub(super) fn transport(error: &reqwest::Error, failure: Failure) -> Fault {
     let cause = super::root_cause(error);
     let what = if error.is_connect() && error.is_timeout() {
         "the server cannot be reached: it did not answer in time".to_owned()
@@ -204,5 +211,5 @@ pub(super) fn transport(error: &reqwest::Error) -> Fault {
     };
     // A certificate that is not trusted will not be so at the next try.
     let tls = error.is_connect() && (cause.contains("certificate") || cause.contains("UnknownIssuer"));
-    Fault::new(Kind::Unreachable, if tls { Failure::Final } else { Failure::Transient }, what)
+    Fault::new(Kind::Unreachable, if tls { Failure::Final } else { failure }, what)
 }

@@ -7,11 +7,15 @@
 
 mod answer;
 mod auth;
+mod circuit;
 mod client;
 mod endpoint;
+mod lanes;
+mod pace;
 #[cfg(feature = "s3")]
 mod s3;
 
+pub(crate) use circuit::Circuits;
 pub(crate) use client::Clients;
 pub use client::install_crypto;
 
@@ -20,18 +24,18 @@ use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
 use answer::{Part, Pinned, Validator};
 use bytes::{Bytes, BytesMut};
+use circuit::Circuit;
 use endpoint::Endpoint;
 use http::HeaderMap;
+use lanes::Lanes;
+use pace::Pace;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use tokio::sync::Semaphore;
-use tokio::time::timeout_at;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How much the first request asks for. Its bytes answer the reads that find out what the image is.
 const HEAD: u64 = 64 << 10;
-
-/// How many requests one source has under way.
-const IN_FLIGHT: usize = 128;
 
 /// An object on an HTTP or S3 server.
 #[derive(Debug)]
@@ -40,7 +44,9 @@ pub struct HttpSource {
     pinned: Pinned,
     endpoint: Endpoint,
     policy: Policy,
-    in_flight: Semaphore,
+    circuit: Arc<Circuit>,
+    lanes: Lanes,
+    pace: Pace,
     /// The object's first bytes, until something else is read.
     head: Mutex<Option<Bytes>>,
     /// Set for good when another version is seen.
@@ -74,9 +80,11 @@ impl HttpSource {
                 validator: pinned.validator.text(),
             },
             pinned,
+            circuit: options.circuits.of(&endpoint.server()),
             endpoint,
             policy,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            lanes: Lanes::new(),
+            pace: Pace::new(),
             head: Mutex::new(Some(head.freeze())),
             changed: OnceLock::new(),
         })
@@ -96,6 +104,53 @@ impl HttpSource {
         }
         *slot = None;
         None
+    }
+
+    /// One request for `range`, and a second one if the first is late. Appends as [`try_once`](Self::try_once) does.
+    async fn try_twice(&self, range: Range<u64>, body: &mut BytesMut) -> Result<(), Fault> {
+        let began = Instant::now();
+        let had = body.len();
+        let mut other = BytesMut::new();
+        let outcome = {
+            let mut first = pin!(self.try_once(range.clone(), body));
+            let late = tokio::select! {
+                outcome = &mut first => Some(outcome),
+                () = sleep(self.pace.late()) => None,
+            };
+            // Two answers without a validator might be of two versions.
+            let may_repeat = || self.pinned.validator != Validator::None && self.pace.may_repeat();
+            match (late, self.lanes.try_enter(range.end - range.start)) {
+                (Some(outcome), _) => outcome,
+                (None, Some(_lane)) if may_repeat() => {
+                    tracing::debug!(
+                        location = self.identity.location,
+                        ?range,
+                        "a request is late: another is sent"
+                    );
+                    let mut second = pin!(self.try_once(range, &mut other));
+                    tokio::select! {
+                        outcome = &mut first => match outcome {
+                            Err(fault) if fault.kind != Kind::Changed => second.await.map_err(|_| fault),
+                            outcome => outcome,
+                        },
+                        outcome = &mut second => match outcome {
+                            Err(fault) if fault.kind != Kind::Changed => first.await,
+                            outcome => outcome,
+                        },
+                    }
+                }
+                (None, _) => first.await,
+            }
+        };
+        if outcome.is_ok() {
+            self.pace.took(began.elapsed());
+            // Either is whole, or the other is.
+            if other.len() > body.len() - had {
+                body.truncate(had);
+                body.extend_from_slice(&other);
+            }
+        }
+        outcome
     }
 
     /// One request for `range`; appends what it brings to `body`, which on failure holds what came until then.
@@ -131,18 +186,31 @@ impl Source for HttpSource {
             return Ok(bytes);
         }
         let mut tries = Tries::new(self.policy);
-        let Ok(Ok(_permit)) = timeout_at(tries.deadline(), self.in_flight.acquire()).await else {
+        let Ok(_lane) = timeout_at(tries.deadline(), self.lanes.enter(len as u64)).await else {
             return Err(error(&self.identity.location, &out_of_time()));
         };
         let mut body = BytesMut::with_capacity(len);
         loop {
             let had = body.len();
             let rest = range.start + had as u64..range.end;
-            let fault = match timeout_at(tries.deadline(), self.try_once(rest, &mut body)).await {
-                Ok(Ok(())) => return Ok(body.freeze()),
-                Ok(Err(fault)) => fault,
+            let pass = self.circuit.enter(tries.deadline()).await;
+            let pass = pass.map_err(|fault| error(&self.identity.location, &fault))?;
+            let fault = match timeout_at(tries.deadline(), self.try_twice(rest, &mut body)).await {
+                Ok(outcome) => {
+                    pass.report(outcome.as_ref().copied());
+                    match outcome {
+                        Ok(()) => {
+                            self.lanes.answered();
+                            return Ok(body.freeze());
+                        }
+                        Err(fault) => fault,
+                    }
+                }
                 Err(_) => out_of_time(),
             };
+            if let Failure::Busy(_) = fault.failure {
+                self.lanes.crowded();
+            }
             if self.pinned.validator == Validator::None {
                 // Nothing says that the rest would be of the same version.
                 body.truncate(had);
@@ -197,8 +265,8 @@ async fn receive(mut answer: reqwest::Response, part: &Part, out: &mut BytesMut)
                 let what = format!("the answer ended {left} bytes early");
                 break Fault::new(Kind::BadAnswer, Failure::Wrong, what);
             }
-            Err(error) if announced => return Err(endpoint::transport(&error)),
-            Err(error) => break endpoint::transport(&error),
+            Err(error) if announced => return Err(endpoint::transport(&error, Failure::Transient)),
+            Err(error) => break endpoint::transport(&error, Failure::Transient),
         }
     };
     out.truncate(had);

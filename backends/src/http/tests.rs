@@ -288,3 +288,59 @@ async fn s3_requests_are_signed_and_addressed_as_configured() {
     let head = origin.heads().pop().unwrap();
     assert!(!head.contains("authorization") && head.contains("x-amz-request-payer: requester\r\n"), "{head}");
 }
+
+#[tokio::test]
+async fn a_late_answer_is_overtaken_by_a_second_request() {
+    for lie in [Lie::Drip, Lie::Freeze, Lie::Stall, Lie::Late(Duration::from_secs(60))] {
+        let origin = Origin::start(content(SIZE)).await.unwrap();
+        let options = Options::default();
+        let source = HttpSource::open(&origin.url("a.img").parse().unwrap(), &options).await.unwrap();
+        origin.lie([lie.clone()]);
+        let began = Instant::now();
+        assert!(source.read(100_000..400_000).await.unwrap() == content(SIZE)[100_000..400_000], "{lie:?}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{lie:?} took {:?}", began.elapsed());
+        assert_eq!(origin.asked().len(), 3, "{lie:?}: the opening, and two");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_busy_is_asked_less_at_a_time() {
+    let (origin, source) = opened().await;
+    let source = Arc::new(source);
+    origin.lie(std::iter::repeat_n(Lie::Status(503, String::new()), 20));
+    let readers: Vec<_> = (0..64u64)
+        .map(|i| {
+            let source = source.clone();
+            tokio::spawn(async move { source.read(i * 4096..i * 4096 + 4096).await })
+        })
+        .collect();
+    for (i, reader) in (0..).zip(readers) {
+        assert!(reader.await.unwrap().unwrap() == content(SIZE)[i * 4096..i * 4096 + 4096]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_asked_seldom_and_found_when_it_is_back() {
+    let (origin, source) = opened().await;
+    let (address, source) = (origin.address(), Arc::new(source));
+    drop(origin);
+    let readers: Vec<_> = (0..100u64)
+        .map(|i| {
+            let source = source.clone();
+            tokio::spawn(async move { source.read(70_000 + i..80_000).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    // Whoever asks meanwhile is counted here, and finds nobody.
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asked = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert!(asked <= 3, "{asked} readers asked");
+    drop(listener);
+    let origin = Origin::listen(&address.to_string(), content(SIZE)).await.unwrap();
+    for (i, reader) in (0..).zip(readers) {
+        assert!(reader.await.unwrap().unwrap() == content(SIZE)[70_000 + i..80_000]);
+    }
+    drop(origin);
+}

@@ -10,6 +10,7 @@ use crate::tries::Fault;
 use bytes::{BufMut, Bytes};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,14 +18,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 /// The largest reply: the largest READ that is asked for, and its head.
 const MAX_REPLY: usize = super::MAX_READ as usize + 4096;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one call may take. Twice this fits in the deadline of a read.
-const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the server may be silent while it owes an answer. Twice this fits in the deadline of a read.
+const SILENCE: Duration = Duration::from_secs(8);
 
 const CALL: u32 = 0;
 const REPLY: u32 = 1;
@@ -54,9 +56,11 @@ pub(super) struct Connection {
 }
 
 /// The calls under way, by XID; none any more once the connection is dead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Calls {
     waiting: HashMap<u32, oneshot::Sender<Bytes>>,
+    /// When bytes last came.
+    heard: Instant,
     dead: bool,
 }
 
@@ -92,7 +96,8 @@ impl Connection {
             .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let (reader, writer) = stream.into_split();
-        let calls = Arc::<Mutex<Calls>>::default();
+        let calls = Calls { waiting: HashMap::new(), heard: Instant::now(), dead: false };
+        let calls = Arc::new(Mutex::new(calls));
         let reader = tokio::spawn(receive(reader, calls.clone()));
         let next = AtomicU32::new((crate::retry::jitter() * f64::from(u32::MAX)) as u32);
         Ok(Connection { writer: tokio::sync::Mutex::new(writer), calls, next, caller, reader })
@@ -124,12 +129,20 @@ impl Connection {
             drop(writer);
             receiver.await.map_err(|_| broken())
         };
-        match tokio::time::timeout(CALL_TIMEOUT, exchange).await {
-            Ok(reply) => results(Reader(reply?)),
-            Err(_) => {
-                // Another connection may fare better.
-                die(&self.calls);
-                Err(unreachable("the server stopped answering"))
+        let mut exchange = pin!(exchange);
+        let mut until = Instant::now() + SILENCE;
+        loop {
+            match timeout_at(until, &mut exchange).await {
+                Ok(reply) => return results(Reader(reply?)),
+                // As long as something comes, this call's turn is still to come, too.
+                Err(_) if locked(&self.calls).heard + SILENCE > Instant::now() => {
+                    until = locked(&self.calls).heard + SILENCE;
+                }
+                Err(_) => {
+                    // Another connection may fare better.
+                    die(&self.calls);
+                    return Err(unreachable("the server stopped answering"));
+                }
             }
         }
     }
@@ -236,9 +249,12 @@ async fn receive_all(reader: &mut OwnedReadHalf, calls: &Mutex<Calls>) -> std::i
             }
             let had = record.len();
             record.reserve_exact(len);
-            (&mut *reader).take(len as u64).read_to_end(&mut record).await?;
-            if record.len() != had + len {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            let mut rest = (&mut *reader).take(len as u64);
+            while record.len() < had + len {
+                if rest.read_buf(&mut record).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                locked(calls).heard = Instant::now();
             }
             if head & LAST_FRAGMENT != 0 {
                 break;

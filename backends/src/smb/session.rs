@@ -237,6 +237,7 @@ fn attributes(frame: &Frame) -> Result<Attributes, Fault> {
 }
 
 /// What an error of the protocol means.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err takes")]
 fn fault(error: SmbError) -> Fault {
     let status = error.status().map(|status| format!(" (status {:#010x})", status.0)).unwrap_or_default();
     let (kind, failure, what) = match error.kind() {

@@ -66,11 +66,15 @@ fn refusals_are_told_apart() {
     assert_eq!(check(403, &[]), Err((Kind::Denied, Failure::Final)));
     assert_eq!(check(401, &[]), Err((Kind::Denied, Failure::Final)));
     assert_eq!(check(500, &[]), Err((Kind::Unreachable, Failure::Transient)));
-    assert_eq!(check(503, &[]), Err((Kind::Unreachable, Failure::Transient)));
+    assert_eq!(check(503, &[]), Err((Kind::Unreachable, Failure::Busy(Duration::ZERO))));
     let busy = Failure::Busy(Duration::from_secs(7));
     assert_eq!(check(503, &[("retry-after", "7")]), Err((Kind::Unreachable, busy)));
     assert_eq!(check(429, &[("retry-after", "7")]), Err((Kind::Unreachable, busy)));
-    assert_eq!(check(429, &[("retry-after", "Wed, 21 Oct")]), Err((Kind::Unreachable, Failure::Transient)));
+    let long_ago = ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT");
+    assert_eq!(check(429, &[long_ago]), Err((Kind::Unreachable, Failure::Busy(Duration::ZERO))));
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_445_412_470);
+    assert_eq!(retry_after(&headers(&[long_ago]), now), Some(Duration::from_secs(10)));
+    assert_eq!(retry_after(&headers(&[("retry-after", "Wed, 21 Oct")]), now), None);
 }
 
 #[test]
