@@ -3,13 +3,15 @@
 
 mod common;
 
-use common::{Dir, Server, THINORIGIN, assert_same_bytes, has, oracle, run, text};
+use backends::Source;
+use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, oracle, run, text};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest that a read may take when its server is gone: the program's own deadline, and some for a busy machine.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -183,36 +185,239 @@ fn a_server_that_checks_signatures_refuses_a_wrong_key() {
     }
 }
 
+/// Stops the server of `kind` while a reader is under way, starts it again, and stops it for good.
+fn comes_and_goes(test: &str, kind: &str, url: &str, credentials: Option<&str>) {
+    let dir = Dir::new();
+    let (image, wanted) = image(&dir);
+    let lab = Lab::start(kind, &dir, &["--root", text(dir.path())]);
+    let away = format!("away={}/{SPELLED}", lab.value(url));
+    let local = format!("local={}", text(&image));
+    let credentials = credentials.map(|key| lab.value(key));
+    let mut arguments = vec!["--no-cache"];
+    if let Some(file) = &credentials {
+        arguments.extend(["--credentials", file]);
+    }
+    let server = Server::start(&dir, &[&arguments[..], &[&away, &local]].concat());
+    check(&dir, &server, "away", &wanted);
+
+    lab.run("stop", &[]);
+    let copy = dir.join("resumed");
+    let mut reader = Command::new("nbdcopy").args([&server.uri("away"), text(&copy)]).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(reader.try_wait().unwrap().is_none(), "{test}: the reader did not wait for the server");
+    lab.run("start", &["--root", text(dir.path())]);
+    assert!(reader.wait().unwrap().success(), "{test}: the reader saw an error");
+    assert_same_bytes("after a restart", &fs::read(&copy).unwrap(), &wanted);
+
+    lab.run("stop", &[]);
+    let began = Instant::now();
+    let output =
+        Command::new("nbdcopy").args([&server.uri("away"), "null:"]).stderr(Stdio::piped()).output().unwrap();
+    assert!(!output.status.success(), "{test}: a server that is gone was read");
+    assert!(began.elapsed() < LONGEST, "{test}: the error took {:?}", began.elapsed());
+    check(&dir, &server, "local", &wanted);
+    server.terminate();
+}
+
 #[test]
-fn a_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
-    let test = "a_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
-    if !has(test, &["qemu-img", "nbdcopy"]) || !has_nfs(test) {
+fn an_http_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
+    let test = "an_http_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
+    if has(test, &["nginx", "qemu-img", "nbdcopy"]) {
+        comes_and_goes(test, "http", "HTTP_URL", None);
+    }
+}
+
+#[test]
+fn an_nfs_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
+    let test = "an_nfs_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
+    if has(test, &["qemu-img", "nbdcopy"]) && has_nfs(test) {
+        comes_and_goes(test, "nfs", "NFS_URL", Some("NFS_CREDENTIALS"));
+    }
+}
+
+#[test]
+fn an_smb_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
+    let test = "an_smb_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
+    if has(test, &["smbd", "qemu-img", "nbdcopy"]) && has_nfs(test) {
+        comes_and_goes(test, "smb", "SMB_URL", Some("SMB_CREDENTIALS"));
+    }
+}
+
+#[test]
+fn a_client_certificate_opens_what_wants_one() {
+    let test = "a_client_certificate_opens_what_wants_one";
+    if !has(test, &["nginx", "openssl", "qemu-img"]) {
         return;
     }
     let dir = Dir::new();
     let (image, wanted) = image(&dir);
-    let nfs = Lab::start("nfs", &dir, &["--root", text(dir.path())]);
-    let credentials = nfs.value("NFS_CREDENTIALS");
-    let away = format!("away={}/{SPELLED}", nfs.value("NFS_URL"));
-    let local = format!("local={}", text(&image));
-    let server = Server::start(&dir, &["--no-cache", "--credentials", &credentials, &away, &local]);
-    check(&dir, &server, "away", &wanted);
+    let http = Lab::start("http", &dir, &["--root", text(dir.path()), "--client-certificate"]);
+    let (url, ca, client) = (http.value("HTTPS_URL"), http.value("HTTPS_CA"), http.value("HTTPS_CLIENT"));
+    let credentials = dir.join("credentials.toml");
+    let trusting = format!("[\"{url}/\"]\nca = \"{ca}\"\n");
+    let location = format!("{url}/{SPELLED}");
+    let cat = |sections: &str| {
+        let _ = fs::remove_file(&credentials);
+        write_credentials(&credentials, sections);
+        let arguments = ["cat", "--no-cache", "--credentials", text(&credentials), &location];
+        Command::new(THINORIGIN).args(arguments).output().unwrap()
+    };
+    let served = cat(&format!("{trusting}certificate = \"{client}\"\n"));
+    assert_same_bytes("with both", &served.stdout, &wanted);
+    for (sections, word) in [(trusting.as_str(), "status 400"), ("", "certificate")] {
+        let refused = cat(sections);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains(word) && said.contains(SPELLED), "no {word:?} in: {said}");
+    }
+    drop(image);
+}
 
-    nfs.run("stop", &[]);
-    let copy = dir.join("resumed");
-    let mut reader = Command::new("nbdcopy").args([&server.uri("away"), text(&copy)]).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(reader.try_wait().unwrap().is_none(), "the reader did not wait for the server");
-    nfs.run("start", &["--root", text(dir.path())]);
-    assert!(reader.wait().unwrap().success(), "the reader saw an error");
-    assert_same_bytes("after a restart", &fs::read(&copy).unwrap(), &wanted);
+/// Numbers that are not random, and look it (xorshift64).
+fn noise(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
 
-    nfs.run("stop", &[]);
-    let began = Instant::now();
-    let output =
-        Command::new("nbdcopy").args([&server.uri("away"), "null:"]).stderr(Stdio::piped()).output().unwrap();
-    assert!(!output.status.success(), "a server that is gone was read");
-    assert!(began.elapsed() < LONGEST, "the error took {:?}", began.elapsed());
-    check(&dir, &server, "local", &wanted);
-    server.terminate();
+#[test]
+fn an_object_replaced_while_it_is_read_is_never_mixed() {
+    const SIZE: usize = 1 << 20;
+    const SWAPS: u64 = 1000;
+    let test = "an_object_replaced_while_it_is_read_is_never_mixed";
+    if !has(test, &["nginx"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let (object, next) = (dir.join("object"), dir.join("next"));
+    // Every word says of which version it is. nginx tells versions by size and second.
+    let put = |version: u64| {
+        fs::write(&next, version.to_le_bytes().repeat(SIZE / 8)).unwrap();
+        let file = fs::File::options().write(true).open(&next).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + version)).unwrap();
+        fs::rename(&next, &object).unwrap();
+    };
+    let location: backends::Location = format!("{}/object", http.url).parse().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (mut state, mut changed, mut whole) = (1, 0, 0);
+    put(0);
+    for version in 1..=SWAPS {
+        let reads = runtime.block_on(async {
+            let source = backends::open(&location, &backends::Options::default()).await.unwrap();
+            let source = Arc::new(source);
+            let reads: Vec<_> = (0..8)
+                .map(|_| {
+                    let (source, start) = (source.clone(), noise(&mut state) % (SIZE as u64 / 8) * 8);
+                    let end = (start + noise(&mut state) % (256 << 10)).min(SIZE as u64);
+                    tokio::spawn(async move { source.read(start..end).await })
+                })
+                .collect();
+            tokio::time::sleep(Duration::from_micros(noise(&mut state) % 2000)).await;
+            tokio::task::block_in_place(|| put(version));
+            futures_util::future::join_all(reads).await
+        });
+        for read in reads {
+            match read.unwrap() {
+                Ok(bytes) => {
+                    let old = (version - 1).to_le_bytes();
+                    assert!(bytes.chunks(8).all(|word| *word == old[..word.len()]), "swap {version}");
+                    whole += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind, backends::Kind::Changed, "{error}");
+                    changed += 1;
+                }
+            }
+        }
+    }
+    assert!(
+        changed > SWAPS && whole > SWAPS,
+        "the swaps came neither too early nor too late: {changed}, {whole}"
+    );
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let test = "no_secret_is_ever_shown";
+    if !has(test, &["nginx", "openssl", "qemu-img", "setsid"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let (_, wanted) = image(&dir);
+    let secret = "s3cr3t-w0rd";
+    let http =
+        Lab::start("http", &dir, &["--root", text(dir.path()), "--user", "reader", "--password", secret]);
+    let url = http.value("HTTP_URL");
+    let credentials = dir.join("credentials.toml");
+    let section = |prefix: &str, rest: &str| format!("[\"{prefix}\"]\n{rest}\n");
+    // One that is right, and others that servers refuse or that cannot be reached.
+    let sections = [
+        section(&format!("{url}/"), &format!("username = \"reader\"\npassword = \"{secret}\"")),
+        section("http://127.0.0.1:1/token/", &format!("token = \"{secret}\"")),
+        section("http://127.0.0.1:1/header/", &format!("headers = {{ x-key = \"{secret}\" }}")),
+        section("smb://127.0.0.1:1/", &format!("username = \"reader\"\npassword = \"{secret}\"")),
+        section(
+            "s3://bucket/",
+            &format!(
+                "endpoint = \"{url}\"\naccess_key = \"key\"\nsecret_key = \"{secret}\"\nsession_token = \"{secret}\""
+            ),
+        ),
+    ];
+    write_credentials(&credentials, &sections.concat());
+    let cache = dir.join("cache");
+    let encoded = "cmVhZGVyOnMzY3IzdC13MHJk"; // base64 of reader:s3cr3t-w0rd
+    let hidden = |what: &str, said: &[u8]| {
+        let said = String::from_utf8_lossy(said);
+        for form in [secret, encoded] {
+            assert!(!said.contains(form), "{what}: {said}");
+        }
+    };
+    let locations = [
+        format!("{url}/{SPELLED}"),
+        "http://127.0.0.1:1/token/a".to_owned(),
+        "http://127.0.0.1:1/header/a".to_owned(),
+        "smb://127.0.0.1:1/share/a".to_owned(),
+        "s3://bucket/a".to_owned(),
+        format!("{url}/missing?X-Amz-Signature={secret}"),
+    ];
+    for location in &locations {
+        for command in [&["info", "--json"][..], &["map"], &["check"]] {
+            let output = Command::new(THINORIGIN)
+                .args(command)
+                .args(["-vvv", "--credentials", text(&credentials), "--cache", text(&cache), location])
+                .env("RUST_LOG", "trace")
+                .output()
+                .unwrap();
+            hidden(location, &[output.stdout, output.stderr].concat());
+        }
+    }
+    let log = fs::File::create(dir.join("log")).unwrap();
+    let socket = dir.join("nbd.sock");
+    let mut server = Command::new(THINORIGIN)
+        .args(["serve", "-vvv", "--unix", text(&socket), "--credentials", text(&credentials)])
+        .args(["--cache", text(&cache), &locations[0]])
+        .env("RUST_LOG", "trace")
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let uri = format!("nbd+unix:///?socket={}", text(&socket));
+    let mut tries = 0;
+    while !socket.exists() && tries < 500 {
+        tries += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    run("nbdcopy", &[&uri, text(&dir.join("copy"))]);
+    let read = fs::read(dir.join("copy")).unwrap();
+    for file in ["cmdline", "environ"] {
+        hidden(file, &fs::read(format!("/proc/{}/{file}", server.id())).unwrap());
+    }
+    run("kill", &["-TERM", &server.id().to_string()]);
+    assert!(server.wait().unwrap().success());
+    assert_same_bytes("with the right password", &read, &wanted);
+    hidden("the log", &fs::read(dir.join("log")).unwrap());
+    for object in fs::read_dir(cache.join("objects")).unwrap() {
+        hidden("the cache", &fs::read(object.unwrap().path().join("meta")).unwrap());
+    }
 }

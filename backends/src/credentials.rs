@@ -94,6 +94,8 @@ pub(crate) struct Section {
     pub(crate) instance_metadata: bool,
     /// S3: the reader pays.
     pub(crate) requester_pays: bool,
+    /// HTTP and S3: other locations below which the same objects lie, asked where this one does not answer.
+    pub(crate) mirrors: Vec<String>,
     /// NFS: who reads.
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -172,6 +174,19 @@ impl Credentials {
     pub(crate) fn section(&self, location: &Location) -> Section {
         let found = self.sections.iter().find(|(prefix, _)| location.for_credentials().starts_with(prefix));
         found.map(|(_, section)| section.clone()).unwrap_or_default()
+    }
+
+    /// The other places of the object at `location`, as its section says. What is shown to them, their own sections say.
+    pub(crate) fn mirrors(&self, location: &Location) -> Result<Vec<Location>, Error> {
+        let plain = location.for_credentials();
+        let Some((prefix, section)) = self.sections.iter().find(|(prefix, _)| plain.starts_with(prefix))
+        else {
+            return Ok(Vec::new());
+        };
+        let (whole, prefix) = (plain.secret_form(), prefix.secret_form());
+        let rest = whole.strip_prefix(prefix.trim_end_matches('/')).unwrap_or_default();
+        let mirror = |mirror: &String| format!("{}{rest}", mirror.trim_end_matches('/')).parse();
+        section.mirrors.iter().map(mirror).collect()
     }
 
     /// The file as it is now, for credentials that were refused may have been renewed there.

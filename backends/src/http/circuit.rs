@@ -21,6 +21,9 @@ const FAILURES: u32 = 8;
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// How long after a probe is due the server is asked again though another one answers in its place.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
 /// The circuits of all servers. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Circuits(Arc<Mutex<HashMap<String, Weak<Circuit>>>>);
@@ -73,6 +76,12 @@ impl Circuit {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change under this lock is a single step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server is worth asking when there is another: it answers, or nobody has asked it for long.
+    pub(super) fn is_clear(&self) -> bool {
+        let state = self.state();
+        state.open.as_ref().is_none_or(|open| !open.probing && Instant::now() >= open.next + FORGOTTEN)
     }
 
     /// Waits until the server may be asked: at once, unless the circuit is open.

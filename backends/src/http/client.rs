@@ -85,8 +85,11 @@ fn build(kin: &Kin) -> Result<reqwest::Client, Error> {
             .map_err(|_| Error::new(Kind::Location, "the proxy in the credentials is not a URL"))?;
         builder = builder.proxy(proxy);
     }
-    builder.build().map_err(|error| {
-        Error::new(Kind::Io, format!("the HTTP client cannot be set up: {}", super::root_cause(&error)))
+    builder.build().map_err(|error| match &kin.certificate {
+        Some(path) => wrong(path, "cannot be shown to a server", &error),
+        None => {
+            Error::new(Kind::Io, format!("the HTTP client cannot be set up: {}", super::root_cause(&error)))
+        }
     })
 }
 

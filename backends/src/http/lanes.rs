@@ -13,7 +13,7 @@ const MOST: u32 = 128;
 const FEWEST: u32 = 4;
 
 /// How many bytes of a request count for one lane, and how many lanes it takes at most.
-const UNIT: u64 = 128 << 10;
+const UNIT: u64 = 256 << 10;
 const WIDEST: u32 = 16;
 
 /// Complaints within this time are about the same crowd.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::{Lie, Origin};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes that tell their place.
@@ -343,4 +344,62 @@ async fn a_server_that_is_gone_is_asked_seldom_and_found_when_it_is_back() {
         assert!(reader.await.unwrap().unwrap() == content(SIZE)[70_000 + i..80_000]);
     }
     drop(origin);
+}
+
+/// Three origins with the same object, as one location and its two mirrors.
+async fn mirrored(options: Options) -> (Vec<Origin>, Options, tempfile::TempDir, Location) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut origins = Vec::new();
+    for _ in 0..3 {
+        origins.push(Origin::start(content(SIZE)).await.unwrap());
+    }
+    let prefixes: Vec<String> = origins.iter().map(|origin| origin.url("")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("credentials.toml");
+    let text = format!("[{:?}]\nmirrors = [{:?}, {:?}]\n", prefixes[0], prefixes[1], prefixes[2]);
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let credentials = crate::Credentials::load(Some(&file)).unwrap();
+    let location = origins[0].url("a.img").parse().unwrap();
+    (origins, options.with_credentials(credentials), dir, location)
+}
+
+#[tokio::test]
+async fn a_mirror_answers_where_the_server_does_not() {
+    let (mut origins, options, _dir, location) = mirrored(options()).await;
+    let source = HttpSource::open(&location, &options).await.unwrap();
+    let range = 100_000..300_000;
+    assert!(source.read(range.clone()).await.unwrap() == content(SIZE)[100_000..300_000]);
+    assert_eq!(origins[1].asked().len() + origins[2].asked().len(), 0, "mirrors are not asked without need");
+    // Refusals and lies of the first are no error either.
+    for lie in [Lie::Status(404, String::new()), Lie::Status(500, String::new()), Lie::Page, Lie::Cut(1000)] {
+        origins[0].lie([lie.clone()]);
+        assert!(source.read(range.clone()).await.unwrap() == content(SIZE)[100_000..300_000], "{lie:?}");
+    }
+    assert!(!origins[1].asked().is_empty());
+    drop(origins.remove(0));
+    drop(origins.remove(0));
+    let began = Instant::now();
+    for i in 0..20 {
+        assert!(source.read(i..i + 70_000).await.unwrap() == content(SIZE)[i as usize..i as usize + 70_000]);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // The object keeps its name, whoever answers.
+    let other = HttpSource::open(&location, &options).await.unwrap();
+    assert_eq!(other.identity(), source.identity());
+}
+
+#[tokio::test]
+async fn a_mirror_with_another_object_is_left_out() {
+    let (mut origins, options, _dir, location) = mirrored(options()).await;
+    origins[1].replace(content(SIZE / 2), "\"2\"");
+    let source = HttpSource::open(&location, &options).await.unwrap();
+    drop(origins.remove(0));
+    for _ in 0..3 {
+        assert!(source.read(100_000..300_000).await.unwrap() == content(SIZE)[100_000..300_000]);
+    }
+    assert_eq!(origins[0].asked().len(), 1, "asked once, and never again");
+    origins[1].replace(content(SIZE), "\"3\"");
+    assert_eq!(source.read(100_000..300_000).await.unwrap_err().kind, Kind::Unreachable);
+    assert!(source.check().is_ok(), "the object itself has not changed");
 }

@@ -28,7 +28,7 @@ const MAX_READ: u32 = 1 << 20;
 /// How many READs one source has under way, those of more than [`UNIT`] bytes counting for several: enough for a link of
 /// 20 ms, and no more bytes than a slow one brings in good time.
 const IN_FLIGHT: usize = 128;
-const UNIT: u64 = 128 << 10;
+const UNIT: u64 = 256 << 10;
 
 /// File handles (RFC 1813 section 2.4).
 const MAX_HANDLE: usize = 64;

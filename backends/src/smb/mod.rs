@@ -27,7 +27,7 @@ use tokio::time::timeout_at;
 /// How many READs one source has under way, those of more than [`UNIT`] bytes counting for several: enough for a link of
 /// 20 ms, and no more bytes than a slow one brings in good time.
 const IN_FLIGHT: usize = 128;
-const UNIT: u64 = 128 << 10;
+const UNIT: u64 = 256 << 10;
 
 const SMB_PORT: u16 = 445;
 

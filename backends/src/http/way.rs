@@ -1,0 +1,184 @@
+//! One way to an object: a server that holds it, and what is known of that server.
+
+use super::answer::{self, Part, Pinned, Validator};
+use super::circuit::Circuit;
+use super::endpoint::{self, Endpoint};
+use super::lanes::Lanes;
+use super::pace::Pace;
+use crate::retry::Failure;
+use crate::tries::{Fault, out_of_time};
+use crate::{Error, Kind, Location, Options};
+use bytes::BytesMut;
+use http::HeaderMap;
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How much the first request asks for. Its bytes answer the reads that find out what the image is.
+const HEAD: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) endpoint: Endpoint,
+    circuit: Arc<Circuit>,
+    lanes: Lanes,
+    pace: Pace,
+    /// What this server holds is not the object that was opened.
+    out: AtomicBool,
+}
+
+impl Way {
+    pub(super) fn new(options: &Options, location: &Location) -> Result<Way, Error> {
+        let endpoint = Endpoint::new(options, location)?;
+        Ok(Way {
+            circuit: options.circuits.of(&endpoint.server()),
+            endpoint,
+            lanes: Lanes::new(),
+            pace: Pace::new(),
+            out: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the server can be reached, as far as is known.
+    pub(super) fn is_clear(&self) -> bool {
+        self.circuit.is_clear()
+    }
+
+    pub(super) fn is_out(&self) -> bool {
+        self.out.load(Ordering::Relaxed)
+    }
+
+    /// Takes this server out for good.
+    pub(super) fn take_out(&self) {
+        self.out.store(true, Ordering::Relaxed);
+    }
+
+    /// The request that opens an object. Appends its first bytes to `head`.
+    pub(super) async fn open(&self, head: &mut BytesMut) -> Result<Part, Fault> {
+        let answer = self.endpoint.get(&(0..HEAD), HeaderMap::new()).await?;
+        let part = answer::first(answer.status(), answer.headers(), &(0..HEAD))?;
+        receive(answer, &part, head).await?;
+        Ok(part)
+    }
+
+    /// Asks for `range` of the object `pinned`, once the server may be asked; appends what it brings to `body`, which
+    /// on failure holds what came until then.
+    pub(super) async fn read(
+        &self,
+        range: Range<u64>,
+        body: &mut BytesMut,
+        pinned: &Pinned,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        let lane = timeout_at(deadline, self.lanes.enter(range.end - range.start)).await;
+        let _lane = lane.map_err(|_| out_of_time())?;
+        let pass = self.circuit.enter(deadline).await?;
+        let outcome = timeout_at(deadline, self.try_twice(range, body, pinned)).await;
+        let outcome = outcome.map_err(|_| out_of_time())?;
+        pass.report(outcome.as_ref().copied());
+        match &outcome {
+            Ok(()) => self.lanes.answered(),
+            Err(fault) if matches!(fault.failure, Failure::Busy(_)) => self.lanes.crowded(),
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    /// One request for `range`, and a second one if the first is late. Appends as [`try_once`](Self::try_once) does.
+    async fn try_twice(&self, range: Range<u64>, body: &mut BytesMut, pinned: &Pinned) -> Result<(), Fault> {
+        let began = Instant::now();
+        let had = body.len();
+        let mut other = BytesMut::new();
+        let outcome = {
+            let mut first = pin!(self.try_once(range.clone(), body, pinned));
+            let late = tokio::select! {
+                outcome = &mut first => Some(outcome),
+                () = sleep(self.pace.late()) => None,
+            };
+            // Two answers without a validator might be of two versions.
+            let may_repeat = || pinned.validator != Validator::None && self.pace.may_repeat();
+            match (late, self.lanes.try_enter(range.end - range.start)) {
+                (Some(outcome), _) => outcome,
+                (None, Some(_lane)) if may_repeat() => {
+                    tracing::debug!(
+                        server = self.endpoint.server(),
+                        ?range,
+                        "a request is late: another is sent"
+                    );
+                    let mut second = pin!(self.try_once(range, &mut other, pinned));
+                    tokio::select! {
+                        outcome = &mut first => match outcome {
+                            Err(fault) if fault.kind != Kind::Changed => second.await.map_err(|_| fault),
+                            outcome => outcome,
+                        },
+                        outcome = &mut second => match outcome {
+                            Err(fault) if fault.kind != Kind::Changed => first.await,
+                            outcome => outcome,
+                        },
+                    }
+                }
+                (None, _) => first.await,
+            }
+        };
+        if outcome.is_ok() {
+            self.pace.took(began.elapsed());
+            // Either is whole, or the other is.
+            if other.len() > body.len() - had {
+                body.truncate(had);
+                body.extend_from_slice(&other);
+            }
+        }
+        outcome
+    }
+
+    /// One request for `range`; appends what it brings to `body`, which on failure holds what came until then.
+    async fn try_once(&self, range: Range<u64>, body: &mut BytesMut, pinned: &Pinned) -> Result<(), Fault> {
+        let condition = pinned.validator.precondition().into_iter().collect::<HeaderMap>();
+        let answer = self.endpoint.get(&range, condition).await?;
+        let part = answer::later(answer.status(), answer.headers(), &range, pinned)?;
+        receive(answer, &part, body).await?;
+        if part.range.end < range.end {
+            // Fewer bytes than asked for are allowed; the rest is another request.
+            return Err(Fault::new(
+                Kind::BadAnswer,
+                Failure::Transient,
+                "the server sends ranges in small pieces",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Appends the body to `out`: exactly the bytes of `part`, or a fault. If the connection broke before an announced
+/// length was reached, what came is kept, for it is the start of the right answer; of a body that is wrong in another
+/// way nothing is.
+async fn receive(mut answer: reqwest::Response, part: &Part, out: &mut BytesMut) -> Result<(), Fault> {
+    let (had, len) = (out.len(), part.range.end - part.range.start);
+    let announced = answer.content_length() == Some(len);
+    let mut left = len;
+    let fault = loop {
+        match answer.chunk().await {
+            Ok(Some(chunk)) => match left.checked_sub(chunk.len() as u64) {
+                Some(rest) => {
+                    left = rest;
+                    out.extend_from_slice(&chunk);
+                }
+                None => {
+                    let what = "the server sent more bytes than its answer announced";
+                    break Fault::new(Kind::BadAnswer, Failure::Wrong, what);
+                }
+            },
+            Ok(None) if left == 0 => return Ok(()),
+            Ok(None) => {
+                let what = format!("the answer ended {left} bytes early");
+                break Fault::new(Kind::BadAnswer, Failure::Wrong, what);
+            }
+            Err(error) if announced => return Err(endpoint::transport(&error, Failure::Transient)),
+            Err(error) => break endpoint::transport(&error, Failure::Transient),
+        }
+    };
+    out.truncate(had);
+    Err(fault)
+}
