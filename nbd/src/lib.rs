@@ -11,10 +11,12 @@ pub mod kernel;
 mod padded;
 mod server;
 pub mod session;
+mod tls;
 pub mod validate;
 pub mod wire;
 
-pub use connection::Stream;
+pub use connection::{Encrypted, Stream};
 pub use export::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
 pub use padded::Padded;
 pub use server::{Limits, Listener, Server, serve_transmission};
+pub use tls::{Clients as TlsClients, Tls, TlsError};

@@ -4,7 +4,7 @@ use crate::connection::{Connection, Shared, Stream, negotiate};
 use crate::session::Session;
 use crate::validate::Terms;
 use crate::wire::consts::{Contexts, Headers};
-use crate::{Export, Exports, Padded};
+use crate::{Export, Exports, Padded, Tls};
 use bytes::BytesMut;
 use std::fmt;
 use std::io;
@@ -104,6 +104,7 @@ pub struct Server<X> {
     shared: Arc<Shared>,
     /// One permit per connection that may still come.
     connections: Arc<Semaphore>,
+    tls: Option<Tls>,
 }
 
 impl<X> Clone for Server<X> {
@@ -112,6 +113,7 @@ impl<X> Clone for Server<X> {
             exports: Arc::clone(&self.exports),
             shared: Arc::clone(&self.shared),
             connections: Arc::clone(&self.connections),
+            tls: self.tls.clone(),
         }
     }
 }
@@ -124,7 +126,15 @@ impl<X: Exports> Server<X> {
             exports,
             shared: Arc::new(Shared::new(limits)),
             connections: Arc::new(Semaphore::new(connections)),
+            tls: None,
         }
+    }
+
+    /// The same server, but every connection is encrypted: nothing else is negotiated with a client before that.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// Accepts clients and serves each in a task of its own, until `shutdown` is cancelled. Then it stops listening,
@@ -172,11 +182,11 @@ impl<X: Exports> Server<X> {
         stream: impl Into<Stream>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let mut stream = stream.into();
-        let negotiation = timeout(self.shared.limits.handshake, negotiate(&mut stream, &*self.exports));
+        let negotiation = negotiate(stream.into(), &*self.exports, self.tls.as_ref());
+        let negotiation = timeout(self.shared.limits.handshake, negotiation);
         let Some(negotiated) = shutdown.run_until_cancelled(negotiation).await else { return Ok(()) };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the negotiation took too long");
-        let Some((session, export, input)) = negotiated.map_err(late)?? else { return Ok(()) };
+        let Some((stream, session, export, input)) = negotiated.map_err(late)?? else { return Ok(()) };
         Connection::new(stream, input, session, export, Arc::clone(&self.shared)).run(shutdown).await
     }
 }

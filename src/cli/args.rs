@@ -143,10 +143,16 @@ pub(crate) struct Serve {
     /// Listen on a unix socket [default: /run/thinorigin/nbd.sock, or the sockets systemd passes]
     #[arg(long, value_name = "PATH")]
     pub(crate) unix: Vec<PathBuf>,
-    /// Listen on a TCP address, which must be a loopback address: the protocol is not encrypted
+    /// Listen on a TCP address, which must be a loopback address unless connections are encrypted
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) tcp: Vec<String>,
-    /// Allow TCP addresses that others on the network can reach
+    /// Encrypt every connection, with ca-cert.pem, server-cert.pem and server-key.pem in this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+    /// Serve only clients with a certificate that an authority in ca-cert.pem vouches for
+    #[arg(long, requires = "tls_certificates")]
+    pub(crate) tls_verify_peer: bool,
+    /// Allow TCP addresses that others on the network can reach, though nothing is encrypted
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
     /// Listen for control requests (HTTP and JSON; `attach`, `detach` and smctl use it)

@@ -6,7 +6,7 @@ use crate::daemon::admin::{self, Control};
 use crate::daemon::{Attachments, Entry, Registry, admin_path, record};
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
-use nbd::{Limits, Listener, Server};
+use nbd::{Limits, Listener, Server, Tls};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ const SOCKET: &str = "/run/thinorigin/nbd.sock";
 pub(super) async fn run(args: Serve) -> Result<()> {
     let options = args.reading.options()?;
     let store = options.store.clone();
+    let tls =
+        args.tls_certificates.as_deref().map(|directory| tls(directory, args.tls_verify_peer)).transpose()?;
     let registry = Arc::new(Registry::new(entries(&args.exports, &options)?)?);
     let sockets = Sockets::bind(&args).await?;
     if !args.lazy {
@@ -32,6 +34,10 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     let mut tasks = JoinSet::new();
     let limits = Limits { max_connections: args.max_connections, ..Limits::default() };
     let server = Server::new(registry.clone(), limits);
+    let server = match tls {
+        Some(tls) => server.with_tls(tls),
+        None => server,
+    };
     let mut listening = Vec::new();
     for (listener, name) in sockets.nbd {
         listening.push(name);
@@ -79,6 +85,13 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     }
     drop(sockets.files);
     outcome
+}
+
+/// The certificates in `directory`.
+fn tls(directory: &Path, verify_peer: bool) -> Result<Tls> {
+    backends::install_crypto();
+    let clients = if verify_peer { nbd::TlsClients::Vouched } else { nbd::TlsClients::Anybody };
+    Tls::load(directory, clients).map_err(|error| Error::failed(format!("TLS: {error}")))
 }
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
@@ -179,7 +192,7 @@ impl Sockets {
             sockets.add_unix(path).await?;
         }
         for address in &args.tcp {
-            let listener = bind_tcp(address, args.insecure_tcp).await?;
+            let listener = bind_tcp(address, args.insecure_tcp || args.tls_certificates.is_some()).await?;
             let local = listener.local_addr().map_or_else(|_| address.clone(), |local| local.to_string());
             sockets.nbd.push((Listener::Tcp(listener), format!("tcp {local}")));
         }
@@ -254,7 +267,7 @@ async fn bind_tcp(address: &str, insecure: bool) -> Result<TcpListener> {
         .collect();
     if !insecure && resolved.iter().any(|address| !address.ip().is_loopback()) {
         return Err(Error::usage(format!(
-            "{address}: anybody on the network could read what is served there; --insecure-tcp allows that"
+            "{address}: anybody on the network could read what is served there; --tls-certificates encrypts it, --insecure-tcp allows it"
         )));
     }
     TcpListener::bind(resolved.as_slice()).await.map_err(|error| Error::io("cannot listen", address, &error))

@@ -5,10 +5,12 @@
 //! the order in which they are ready. It stops taking requests while too many bytes wait to be sent or to be fetched,
 //! so that a client which does not read its replies fills its own socket and nothing else.
 
+mod encrypted;
 mod negotiate;
 mod outbox;
 mod transport;
 
+pub use encrypted::Encrypted;
 pub(crate) use negotiate::negotiate;
 pub use transport::Stream;
 
@@ -23,6 +25,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
@@ -39,6 +42,8 @@ const EXTENTS_MAX: usize = 8 << 10;
 /// How many extents are asked for where one per context is wanted: they are merged per context, and what splits the
 /// export's extents may not split the context's.
 const EXTENTS_FOR_ONE: usize = 256;
+/// How long a client is given to take that the connection ends.
+const LEAVE: Duration = Duration::from_secs(1);
 /// Unit of the semaphore that bounds memory, in bytes.
 const PERMIT: u64 = 1 << 10;
 
@@ -126,7 +131,7 @@ impl<E: Export> Connection<E> {
         loop {
             self.take_requests()?;
             if self.finished() {
-                return Ok(());
+                return self.close().await;
             }
             if drain.is_cancelled() {
                 break;
@@ -144,11 +149,18 @@ impl<E: Export> Connection<E> {
         }
         self.reading = false;
         match timeout(self.shared.limits.drain, self.drain()).await {
+            Ok(Ok(())) => self.close().await,
             Ok(result) => result,
             Err(_) => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "requests under way were not answered in time"))
             }
         }
+    }
+
+    /// Takes leave, for a moment at most: the client may be gone already, which is as good.
+    async fn close(&mut self) -> io::Result<()> {
+        let _ = timeout(LEAVE, poll_fn(|cx| self.stream.poll_close(cx))).await;
+        Ok(())
     }
 
     /// Answers what has been received.
@@ -163,7 +175,8 @@ impl<E: Export> Connection<E> {
     }
 
     fn finished(&self) -> bool {
-        !self.reading && !self.paused() && self.tasks.is_empty() && self.outbox.pending() == 0
+        let sent = self.outbox.pending() == 0 && !self.stream.has_unsent();
+        !self.reading && !self.paused() && self.tasks.is_empty() && sent
     }
 
     /// Whether enough is under way.
@@ -202,12 +215,13 @@ impl<E: Export> Connection<E> {
             progress = true;
         }
         let pending = self.outbox.pending();
-        if pending > 0 {
+        if pending > 0 || self.stream.has_unsent() {
             let sent = self.stream.poll_send(cx, &mut self.outbox);
             self.sent += pending - self.outbox.pending();
             progress |= self.outbox.pending() < pending;
             if let Poll::Ready(sent) = sent {
                 sent?;
+                progress = true;
             }
         }
         if self.reading && !self.paused() {

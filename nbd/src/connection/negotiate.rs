@@ -6,7 +6,7 @@ use crate::handshake::{Encryption, Handshake, Negotiated, Step};
 use crate::session::Session;
 use crate::validate::Terms;
 use crate::wire::Sink;
-use crate::{Export, Exports};
+use crate::{Export, Exports, Tls};
 use bytes::BytesMut;
 use std::future::poll_fn;
 use std::io;
@@ -15,23 +15,27 @@ use std::sync::Arc;
 /// Room for bytes to come.
 const RECEIVE: usize = 4 << 10;
 
-/// What a client settled on: the session to begin, its export, and bytes of the session that have come already.
-pub(crate) type Settled<E> = (Session, Arc<E>, BytesMut);
+/// What a client settled on: the stream as it is now, the session to begin, its export, and bytes of the session that
+/// have come already.
+pub(crate) type Settled<E> = (Stream, Session, Arc<E>, BytesMut);
 
-/// Negotiates. `None`: the client left or was sent away, which is no error. The caller bounds the time.
+/// Negotiates, everything but encryption only once the connection is encrypted if there is `tls`. `None`: the client left
+/// or was sent away, which is no error. The caller bounds the time.
 pub(crate) async fn negotiate<X: Exports>(
-    stream: &mut Stream,
+    mut stream: Stream,
     exports: &X,
+    tls: Option<&Tls>,
 ) -> io::Result<Option<Settled<X::Export>>> {
     stream.configure();
     let (mut input, mut out) = (BytesMut::new(), BytesMut::new());
-    let mut handshake = Handshake::new(Encryption::None, &mut out);
+    let encryption = if tls.is_some() { Encryption::Required } else { Encryption::None };
+    let mut handshake = Handshake::new(encryption, &mut out);
     let mut step = Step::More;
     let mut export = None;
     loop {
         step = match step {
             Step::More => {
-                send(stream, &mut out).await?;
+                send(&mut stream, &mut out).await?;
                 input.reserve(RECEIVE);
                 if poll_fn(|cx| stream.poll_fill(cx, &mut input)).await? == 0 {
                     return Ok(None);
@@ -43,15 +47,24 @@ pub(crate) async fn negotiate<X: Exports>(
                 handshake.found(export.as_ref().map(|(info, _)| info), &mut input, &mut out)
             }
             Step::List => handshake.listed(&exports.names(), &mut input, &mut out),
-            Step::StartTls => unreachable!("TLS is not offered"),
+            Step::StartTls => {
+                send(&mut stream, &mut out).await?;
+                let Some(tls) = tls.filter(|_| input.is_empty()) else {
+                    let text = "the client went on in the clear after it had asked for encryption";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                };
+                stream = stream.encrypt(tls).await?;
+                handshake.encrypted();
+                Step::More
+            }
             Step::Begin(Negotiated { headers, contexts }) => {
-                send(stream, &mut out).await?;
+                send(&mut stream, &mut out).await?;
                 return Ok(export.map(|(info, export)| {
-                    (Session::new(Terms { size: info.size, headers, contexts }), export, input)
+                    (stream, Session::new(Terms { size: info.size, headers, contexts }), export, input)
                 }));
             }
             Step::Close => {
-                send(stream, &mut out).await?;
+                send(&mut stream, &mut out).await?;
                 return Ok(None);
             }
         };
@@ -59,6 +72,9 @@ pub(crate) async fn negotiate<X: Exports>(
 }
 
 async fn send(stream: &mut Stream, out: &mut BytesMut) -> io::Result<()> {
+    if out.is_empty() {
+        return Ok(());
+    }
     let mut outbox = Outbox::default();
     outbox.bytes(&out.split());
     poll_fn(|cx| stream.poll_send(cx, &mut outbox)).await

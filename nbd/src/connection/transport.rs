@@ -1,6 +1,8 @@
 //! The socket of one connection.
 
+use super::encrypted::{Encrypted, Plain};
 use super::outbox::{Next, Outbox};
+use crate::Tls;
 use bytes::BytesMut;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io;
@@ -18,6 +20,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// A TCP socket.
     Tcp(TcpStream),
+    /// One of both, encrypted.
+    Tls(Box<Encrypted>),
 }
 
 impl From<UnixStream> for Stream {
@@ -45,6 +49,29 @@ impl Stream {
         }
     }
 
+    /// The stream encrypted, once the client has been told that it may begin.
+    pub(super) async fn encrypt(self, tls: &Tls) -> io::Result<Stream> {
+        let plain = match self {
+            Self::Unix(stream) => Plain::Left(stream),
+            Self::Tcp(stream) => Plain::Right(stream),
+            Self::Tls(_) => return Err(io::Error::other("the connection is encrypted already")),
+        };
+        Ok(Self::Tls(Box::new(Encrypted::accept(plain, tls).await?)))
+    }
+
+    /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.
+    pub(super) fn has_unsent(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.has_unsent())
+    }
+
+    /// Ends the connection in order.
+    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Unix(_) | Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => stream.poll_close(cx),
+        }
+    }
+
     /// Appends what has come to `input`. 0 bytes: no more will come.
     pub(super) fn poll_fill(
         &mut self,
@@ -54,11 +81,15 @@ impl Stream {
         match self {
             Self::Unix(stream) => poll_read_buf(Pin::new(stream), cx, input),
             Self::Tcp(stream) => poll_read_buf(Pin::new(stream), cx, input),
+            Self::Tls(stream) => stream.poll_fill(cx, input),
         }
     }
 
     /// Sends from `outbox` until it is empty or the socket is full.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {
+        if let Self::Tls(stream) = self {
+            return stream.poll_send(cx, outbox);
+        }
         loop {
             let Some(next) = outbox.next() else { return Poll::Ready(Ok(())) };
             let sent = match self {
@@ -70,6 +101,7 @@ impl Stream {
                     ready!(stream.poll_write_ready(cx))?;
                     stream.try_io(Interest::WRITABLE, || send(stream.as_fd(), &next))
                 }
+                Self::Tls(_) => return Poll::Ready(Ok(())),
             };
             drop(next);
             match sent {

@@ -1,0 +1,84 @@
+//! A connection's socket under TLS.
+
+use super::outbox::{Next, Outbox};
+use crate::Tls;
+use bytes::BytesMut;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::io::poll_read_buf;
+
+/// How much of a file is read at a time to be encrypted: some of the largest TLS records.
+const CHUNK: usize = 64 << 10;
+
+/// The socket below.
+pub(super) type Plain = Either<UnixStream, TcpStream>;
+
+/// An encrypted stream.
+#[derive(Debug)]
+pub struct Encrypted {
+    stream: TlsStream<Plain>,
+    /// What was read of a file to be encrypted next.
+    chunk: Vec<u8>,
+    /// Whether something that was taken may not have left yet.
+    unsent: bool,
+}
+
+impl Encrypted {
+    /// Does the server's side of the TLS handshake.
+    pub(super) async fn accept(plain: Plain, tls: &Tls) -> io::Result<Encrypted> {
+        let stream = tls.acceptor().accept(plain).await?;
+        Ok(Encrypted { stream, chunk: Vec::new(), unsent: false })
+    }
+
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        poll_read_buf(Pin::new(&mut self.stream), cx, input)
+    }
+
+    /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.unsent
+    }
+
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {
+        let mut stream = Pin::new(&mut self.stream);
+        loop {
+            let Some(next) = outbox.next() else { break };
+            let taken = match &next {
+                Next::Slices { slices, .. } => ready!(stream.as_mut().poll_write_vectored(cx, slices))?,
+                Next::File { file, offset, len } => {
+                    self.chunk.resize(CHUNK.min(*len as usize), 0);
+                    match rustix::io::pread(file, &mut self.chunk, *offset)? {
+                        // The header of this reply is gone, so that there is no way back to an error reply.
+                        0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                        read => ready!(stream.as_mut().poll_write(cx, &self.chunk[..read]))?,
+                    }
+                }
+            };
+            drop(next);
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent = true;
+            outbox.advance(taken);
+        }
+        if self.unsent {
+            ready!(stream.poll_flush(cx))?;
+            self.unsent = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Tells the client that nothing follows, so that it knows that nobody cut the connection.
+    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
