@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use thinorigin_formats::memory::{Directory, Disk, ReadAt};
 use thinorigin_formats::{Kind, Options};
 
@@ -178,11 +179,23 @@ pub(crate) fn our_map(disk: &mut Disk) -> Vec<Entry> {
                 present: !matches!(extent.kind, Kind::Unallocated),
                 zero: !data,
                 data,
-                compressed: matches!(extent.kind, Kind::Compressed(_)),
+                compressed: matches!(extent.kind, Kind::Compressed(_)) && qemu_tells_compressed(),
             },
         );
     }
     map
+}
+
+/// Whether qemu-img's map says what is compressed: from version 8.2 on. If not, ours does not say it either, so that the
+/// two can be compared.
+fn qemu_tells_compressed() -> bool {
+    static TELLS: OnceLock<bool> = OnceLock::new();
+    *TELLS.get_or_init(|| {
+        let directory = tempfile::TempDir::new().unwrap();
+        fs::write(directory.path().join("a"), [0; 512]).unwrap();
+        let printed = run(directory.path(), "qemu-img", &["map", "--output=json", "-f", "raw", "a"]);
+        String::from_utf8_lossy(&printed).contains("compressed")
+    })
 }
 
 /// What qemu-img says is where.
@@ -201,7 +214,7 @@ pub(crate) fn qemu_map(directory: &Path, name: &str, format: &str) -> Vec<Entry>
                 present: flag("present"),
                 zero: flag("zero"),
                 data: flag("data"),
-                compressed: flag("compressed"),
+                compressed: entry["compressed"].as_bool().unwrap_or_default(),
             },
         );
     }
