@@ -12,6 +12,12 @@
 //!
 //! What goes wrong with the disk is never an error to a reader: the bytes are then fetched and passed through.
 //!
+//! # Reading ahead
+//!
+//! Where somebody reads in sequence, blocks are fetched before they are asked for, in large pieces ([`ahead`] says which).
+//! The first block of such a piece is marked; when it is read, out of the cache like any other, the next piece is begun, so
+//! that a reader who never misses a block is still read ahead for.
+//!
 //! # Several processes
 //!
 //! The first process that opens a store owns it, by a lock that the kernel drops when the process ends. Others read
@@ -25,6 +31,7 @@
 //! have. So once the old lease and those before it are gone nobody uses the victims, and only then are they punched
 //! out of the file.
 
+mod ahead;
 mod bits;
 mod disk;
 mod flight;

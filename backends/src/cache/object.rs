@@ -1,5 +1,6 @@
 //! One cached object: what is ready, what is being fetched, and the way from one to the other.
 
+use super::ahead::Streams;
 use super::bits::Bits;
 use super::disk::{Disk, Geometry};
 use super::flight::{self, Flight, Pilot, Table};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,13 @@ pub(super) struct Core {
     /// Blocks that were used again after they were fetched, since the last time eviction looked.
     pub(super) touched: Bits,
     pub(super) flights: Arc<Table>,
+    /// Who reads in sequence, and the blocks at whose reading more is fetched.
+    streams: Mutex<Streams>,
+    marks: Bits,
+    /// Blocks that were fetched ahead and not asked for yet.
+    unread: Bits,
+    /// Whether there ever were such blocks.
+    ahead: AtomicBool,
     /// Checksums of stored blocks that are not in the index yet.
     unsaved: Mutex<Vec<(u64, u64)>>,
     /// Bytes reserved in the store and written since its accounts last looked at the files.
@@ -58,6 +66,7 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(store: Arc<Shared>, name: String, key: Key, geometry: Geometry) -> Core {
+        let max = store.max();
         Core {
             name,
             key,
@@ -69,6 +78,10 @@ impl Core {
             ready: Bits::new(geometry.blocks()),
             touched: Bits::new(geometry.blocks()),
             flights: Arc::default(),
+            streams: Mutex::new(Streams::new(geometry.block, geometry.blocks(), max)),
+            marks: Bits::new(geometry.blocks()),
+            unread: Bits::new(geometry.blocks()),
+            ahead: AtomicBool::new(false),
             unsaved: Mutex::default(),
             written: AtomicU64::new(0),
             hand: AtomicU64::new(0),
@@ -125,6 +138,20 @@ impl Core {
     /// Whether every block of `blocks` can be sent from the file. Whoever acts on it took the lease before asking.
     fn is_ready(&self, blocks: Range<u64>) -> bool {
         self.ready.all(blocks)
+    }
+
+    /// Notes that `blocks` were used. The first use of what was fetched ahead is the one that fetched the others.
+    fn touch(&self, blocks: Range<u64>) {
+        if !self.ahead.load(Ordering::Relaxed) {
+            return self.touched.set(blocks);
+        }
+        for block in blocks {
+            if self.unread.get(block) {
+                self.unread.clear(block);
+            } else {
+                self.touched.set(block..block + 1);
+            }
+        }
     }
 
     /// Makes `blocks` unready, so that no span taken from now on refers to them.
@@ -230,8 +257,9 @@ impl<F: Fill> Object<F> {
     }
 
     /// Appends to `out` where `range` is in local files, if every block of it is there; else appends nothing and
-    /// says false. Does not wait, does not allocate (beyond `out`), does not start a fetch.
-    pub fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
+    /// says false. Does not wait, does not allocate (beyond `out`); begins to read ahead where that is due, for which it
+    /// must run in a tokio runtime.
+    pub fn peek(self: &Arc<Self>, range: Range<u64>, out: &mut Spans) -> bool {
         let core = &*self.core;
         if range.start >= range.end || range.end > core.geometry.size {
             return range.start == range.end && range.end <= core.geometry.size;
@@ -245,8 +273,14 @@ impl<F: Fill> Object<F> {
         if !core.is_ready(blocks.clone()) {
             return false;
         }
-        core.touched.set(blocks);
+        core.touch(blocks.clone());
         out.push(Span::File { lease, offset: range.start, len: range.end - range.start });
+        if core.ahead.load(Ordering::Relaxed)
+            && let Some(mark) = blocks.clone().find(|block| core.marks.get(*block))
+        {
+            core.marks.clear(mark);
+            self.read_ahead(&blocks);
+        }
         true
     }
 
@@ -267,7 +301,10 @@ impl<F: Fill> Object<F> {
         }
         let had = out.len();
         let lease = self.core.lease.load_full();
-        for part in self.plan(self.core.geometry.touched(&range), lease.is_some()) {
+        let parts = self.plan(self.core.geometry.touched(&range), lease.is_some());
+        // After its own fetches, which come first.
+        self.read_ahead(&self.core.geometry.touched(&range));
+        for part in parts {
             match (part, &lease) {
                 (Part::Ready(blocks), Some(lease)) => {
                     let bytes = clip(self.core.geometry.bytes(&blocks), &range);
@@ -299,6 +336,23 @@ impl<F: Fill> Object<F> {
             }
         }
         Ok(())
+    }
+
+    /// Begins to fetch what comes behind `asked`, if it is part of a stream and there is room to keep it.
+    fn read_ahead(self: &Arc<Self>, asked: &Range<u64>) {
+        let core = &self.core;
+        if core.disk().is_none() || !core.store.has_room() {
+            return;
+        }
+        let ahead = core.streams.lock().unwrap_or_else(PoisonError::into_inner).read(asked);
+        let Some((blocks, mark)) = ahead else { return };
+        core.marks.set(mark..mark + 1);
+        blocks
+            .clone()
+            .filter(|block| !core.ready.get(*block))
+            .for_each(|block| core.unread.set(block..block + 1));
+        core.ahead.store(true, Ordering::Relaxed);
+        self.plan(blocks, true);
     }
 
     /// Brings `range` into the file, and returns when it is there or there is no room for it. Says whether it is there.

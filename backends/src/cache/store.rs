@@ -246,6 +246,16 @@ impl Shared {
         (used <= self.max && writing <= MAX_WRITING).then_some(reserved)
     }
 
+    /// How much it may hold, in bytes.
+    pub(super) fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Whether more may be fetched than is asked for: it could be kept, and the disk is not behind.
+    pub(super) fn has_room(&self) -> bool {
+        self.is_well() && self.writing.load(Ordering::Relaxed) < MAX_WRITING / 2
+    }
+
     /// Says that a flight is about to deliver bytes that it will then write. To be held until they are written.
     pub(super) fn landing(self: &Arc<Self>) -> Landing {
         *locked(&self.landing) += 1;

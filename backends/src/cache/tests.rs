@@ -229,11 +229,11 @@ async fn neighbouring_misses_are_one_fetch() {
     let case = case(Maker::new());
     read(&case.object, 0..10 * BLOCK).await.unwrap();
     case.object.warm(0..10 * BLOCK).await.unwrap();
-    read(&case.object, 12 * BLOCK..13 * BLOCK).await.unwrap();
-    case.object.warm(12 * BLOCK..13 * BLOCK).await.unwrap();
+    read(&case.object, 14 * BLOCK..15 * BLOCK).await.unwrap();
+    case.object.warm(14 * BLOCK..15 * BLOCK).await.unwrap();
     read(&case.object, 5 * BLOCK..20 * BLOCK).await.unwrap();
     let blocks: Vec<_> = case.maker.ranges().into_iter().map(|r| r.start / BLOCK..r.end / BLOCK).collect();
-    assert_eq!(blocks, [0..10, 12..13, 10..12, 13..20]);
+    assert_eq!(blocks[..4], [0..10, 14..15, 10..14, 15..20], "and what is read ahead");
     // A large miss is several fetches at once.
     let big = case.store.object(&key("big"), 8 << 20, 65536, Maker::new()).unwrap();
     assert!(read(&big, 0..8 << 20).await.unwrap() == expect(0..8 << 20));
@@ -540,4 +540,37 @@ async fn without_a_validator_nothing_outlives_the_object() {
         assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);
         assert_eq!(store.used(), 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_in_sequence_is_read_ahead_for_and_each_block_is_fetched_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let maker = Maker::new();
+    let blocks = 8192;
+    let object = store.object(&key("long"), blocks * BLOCK, BLOCK as u32, maker.clone()).unwrap();
+    for at in 0..blocks {
+        let range = at * BLOCK..(at + 1) * BLOCK;
+        assert_eq!(read(&object, range.clone()).await.unwrap(), expect(range));
+    }
+    let fills = maker.ranges().len() as u64;
+    assert!(fills < blocks / 64, "{fills} requests for {blocks} blocks");
+    assert!((0..blocks).all(|block| maker.counts()[&block] == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_read_ahead_at_random_or_where_it_cannot_be_kept() {
+    let case = case(Maker::new());
+    for at in [50, 10, 90, 30, 70, 20, 60, 0] {
+        read(&case.object, at * BLOCK..(at + 1) * BLOCK).await.unwrap();
+    }
+    assert_eq!(case.maker.ranges().len(), 8);
+    // Another process owns this store.
+    let second = Store::open(case.dir.path(), 1 << 30).unwrap();
+    let maker = Maker::new();
+    let object = second.object(&key("b"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    for at in 0..50 {
+        read(&object, at * BLOCK..(at + 1) * BLOCK).await.unwrap();
+    }
+    assert_eq!(maker.ranges().len(), 50);
 }
