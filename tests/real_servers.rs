@@ -333,7 +333,7 @@ fn an_object_replaced_while_it_is_read_is_never_mixed() {
         }
     }
     assert!(
-        changed > SWAPS && whole > SWAPS,
+        changed > 100 && whole > 100,
         "the swaps came neither too early nor too late: {changed}, {whole}"
     );
 }
