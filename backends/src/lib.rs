@@ -6,6 +6,7 @@
 //!
 //! This crate knows nothing of image formats, NBD or storage repositories.
 
+mod away;
 pub mod cache;
 mod credentials;
 mod error;
@@ -22,6 +23,7 @@ mod source;
 pub mod testing;
 mod tries;
 
+pub use away::AwaySource;
 pub use credentials::{CREDENTIALS_FILE, Credentials};
 pub use error::{Error, Kind};
 pub use file::FileSource;

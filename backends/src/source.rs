@@ -70,6 +70,8 @@ pub enum AnySource {
     File(FileSource),
     /// An object on an HTTP or S3 server.
     Http(Box<HttpSource>),
+    /// An object whose server cannot be reached, known from the cache.
+    Away(Box<crate::AwaySource>),
     /// A file on an NFS server.
     #[cfg(feature = "nfs")]
     Nfs(Box<crate::nfs::NfsSource>),
@@ -85,6 +87,7 @@ impl AnySource {
         match self {
             AnySource::File(source) => source.check(),
             AnySource::Http(source) => source.check(),
+            AnySource::Away(source) => source.check(),
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.check(),
             #[cfg(feature = "smb")]
@@ -98,6 +101,7 @@ impl Source for AnySource {
         match self {
             AnySource::File(source) => source.identity(),
             AnySource::Http(source) => source.identity(),
+            AnySource::Away(source) => source.identity(),
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.identity(),
             #[cfg(feature = "smb")]
@@ -109,6 +113,7 @@ impl Source for AnySource {
         match self {
             AnySource::File(source) => source.read(range).await,
             AnySource::Http(source) => source.read(range).await,
+            AnySource::Away(source) => source.read(range).await,
             #[cfg(feature = "nfs")]
             AnySource::Nfs(source) => source.read(range).await,
             #[cfg(feature = "smb")]

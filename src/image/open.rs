@@ -6,7 +6,7 @@ use super::gate::Gate;
 use super::layer::LayerFiles;
 use crate::error::{Error, Result};
 use backends::cache::Store;
-use backends::{Identity, Location};
+use backends::{AnySource, AwaySource, Identity, Location};
 use formats::{Ask, Opened, Opening, ParentCheck, ParentRef, Progress};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -106,7 +106,15 @@ fn same_file(one: &Identity, other: &Identity) -> bool {
 }
 
 pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
-    Content::new(backends::open(location, &options.sources).await?, options.store.as_ref())
+    let source = match (backends::open(location, &options.sources).await, &options.store) {
+        (Err(error), Some(store)) if error.kind == backends::Kind::Unreachable => {
+            let Some(identity) = store.known(location) else { return Err(error.into()) };
+            tracing::warn!("{error}; what the cache has of it is served");
+            AnySource::Away(Box::new(AwaySource::new(location, identity, &options.sources)))
+        }
+        (source, _) => source?,
+    };
+    Content::new(source, options.store.as_ref())
 }
 
 /// Opens the first of the names a child gives its parent that exists and holds the right content.

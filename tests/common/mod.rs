@@ -170,6 +170,16 @@ impl Http {
         Http { url: value("HTTP_URL"), log: value("HTTP_LOG").into(), state }
     }
 
+    /// Ends the server. What it serves can be asked for again after [`start_again`](Self::start_again).
+    pub(crate) fn stop(&self) {
+        run(Self::SCRIPT, &["stop", text(&self.state)]);
+    }
+
+    /// Starts it where it was.
+    pub(crate) fn start_again(&self, root: &Dir) {
+        run(Self::SCRIPT, &["start", text(&self.state), "--root", text(root.path())]);
+    }
+
     /// How many bytes of bodies were sent so far.
     pub(crate) fn bytes_sent(&self) -> u64 {
         let log = fs::read_to_string(&self.log).unwrap();

@@ -129,6 +129,19 @@ impl Store {
         Ok(Object::new(self.shared.core(key, geometry), fill))
     }
 
+    /// What was last known of the object at `location`, if something of it is in the store.
+    pub fn known(&self, location: &crate::Location) -> Option<crate::Identity> {
+        let plain = location.to_string();
+        // The same bucket and key may be on several servers, which identities tell apart.
+        let on_a_server = format!("{plain} at ");
+        let known = disk::directories(&self.shared.root).ok()?.into_iter().filter_map(|directory| {
+            let (Key { identity, part }, _) = disk::read_meta(&directory).ok()?;
+            let same = identity.location == plain || identity.location.starts_with(&on_a_server);
+            (same && part == "raw").then(|| (disk::opened(&directory), identity))
+        });
+        known.max_by_key(|(opened, _)| *opened).map(|(_, identity)| identity)
+    }
+
     /// Makes durable what was delivered to readers so far, but for what there was no room for. For an orderly end:
     /// waits for the disk.
     pub fn sync(&self) {
