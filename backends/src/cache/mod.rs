@@ -14,7 +14,7 @@
 //!
 //! # Reading ahead
 //!
-//! Where somebody reads in sequence, blocks are fetched before they are asked for, in large pieces ([`ahead`] says which).
+//! Where somebody reads in sequence, blocks are fetched before they are asked for, in large pieces.
 //! The first block of such a piece is marked; when it is read, out of the cache like any other, the next piece is begun, so
 //! that a reader who never misses a block is still read ahead for.
 //!
