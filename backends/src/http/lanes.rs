@@ -10,14 +10,19 @@ use tokio::time::Instant;
 
 /// The most, and the fewest.
 const MOST: u32 = 128;
-const FEWEST: u32 = 4;
+const FEWEST: u32 = WIDEST;
 
 /// How many bytes of a request count for one lane, and how many lanes it takes at most.
 const UNIT: u64 = 256 << 10;
-const WIDEST: u32 = 16;
+const WIDEST: u32 = 8;
 
 /// Complaints within this time are about the same crowd.
 const ONE_CROWD: Duration = Duration::from_secs(1);
+
+/// How many lanes a request of `len` bytes takes: never more than there always are, or it would wait for ever.
+fn width(len: u64) -> u32 {
+    u32::try_from(len.div_ceil(UNIT)).unwrap_or(WIDEST).clamp(1, WIDEST)
+}
 
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -55,18 +60,13 @@ impl Lanes {
 
     /// Waits for lanes for a request of `len` bytes. They are never closed for good, so there are some at last.
     pub(super) async fn enter(&self, len: u64) -> Lane<'_> {
-        Lane { lanes: self, permit: self.open.acquire_many(self.width(len)).await.ok() }
+        Lane { lanes: self, permit: self.open.acquire_many(width(len)).await.ok() }
     }
 
     /// Lanes for a request of `len` bytes, if they are free.
     pub(super) fn try_enter(&self, len: u64) -> Option<Lane<'_>> {
-        let permit = self.open.try_acquire_many(self.width(len)).ok()?;
+        let permit = self.open.try_acquire_many(width(len)).ok()?;
         Some(Lane { lanes: self, permit: Some(permit) })
-    }
-
-    fn width(&self, len: u64) -> u32 {
-        let most = WIDEST.min(self.state().limit);
-        u32::try_from(len.div_ceil(UNIT)).unwrap_or(most).clamp(1, most)
     }
 
     /// The server answered.
@@ -129,13 +129,13 @@ mod tests {
         lanes.crowded();
         lanes.crowded();
         assert_eq!(free(&lanes), 64, "one crowd, one halving");
-        for expect in [32, 16, 8, 4, 4] {
+        for expect in [32, 16, 8, 8] {
             tokio::time::advance(ONE_CROWD).await;
             lanes.crowded();
             assert_eq!(free(&lanes), expect);
         }
-        (0..4).for_each(|_| lanes.answered());
-        assert_eq!(free(&lanes), 5);
+        (0..8).for_each(|_| lanes.answered());
+        assert_eq!(free(&lanes), 9);
         (0..20_000).for_each(|_| lanes.answered());
         assert_eq!(free(&lanes), 128, "and no more than that");
     }
@@ -149,5 +149,19 @@ mod tests {
         assert_eq!(free(&lanes), 0);
         drop(used);
         assert_eq!(free(&lanes), 64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_request_gets_through_whatever_happens_while_it_waits() {
+        let lanes = Lanes::new();
+        let used: Vec<_> = std::iter::from_fn(|| lanes.try_enter(1)).collect();
+        let mut large = std::pin::pin!(lanes.enter(u64::MAX));
+        assert!(futures_util::poll!(&mut large).is_pending());
+        for _ in 0..10 {
+            tokio::time::advance(ONE_CROWD).await;
+            lanes.crowded();
+        }
+        drop(used);
+        large.await;
     }
 }
