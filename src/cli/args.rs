@@ -39,6 +39,11 @@ pub(crate) enum Command {
     },
     /// Attach an image to this machine's kernel as a read-only NBD device, and print the device
     Attach(Attach),
+    /// List the NBD devices that the server has attached: which image each shows, and what it is asked for
+    Attached {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Detach an NBD device that `attach` made
     Detach(Detach),
     /// Print a completion script for a shell

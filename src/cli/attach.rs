@@ -2,9 +2,11 @@
 
 use super::args::{Attach, Cache, Daemon, Detach, Reading};
 use super::reading;
-use crate::daemon::{AttachRequest, spawn};
+use crate::daemon::{AttachRequest, Attached, spawn};
 use crate::error::{Error, Result};
 use crate::output;
+use crate::size::Size;
+use serde::Serialize;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -28,6 +30,43 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
         true => output::json(&attached),
         false => output::line(&attached.device),
     }
+}
+
+/// A device as it is listed.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    attached: Attached,
+    /// Requests that the kernel waits for; absent where it does not say.
+    under_way: Option<u64>,
+}
+
+/// Lists what is attached.
+pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
+    require_root(daemon)?;
+    let attached = match spawn::existing(&daemon.admin, &[]).await? {
+        Some(client) => client.attached().await?,
+        None => Vec::new(),
+    };
+    let listed = |attached: Attached| Listed { under_way: under_way(attached.index), attached };
+    let mut listed: Vec<Listed> = attached.into_iter().map(listed).collect();
+    listed.sort_by_key(|listed| listed.attached.index);
+    if json {
+        return output::json(&listed);
+    }
+    let row = |Listed { attached, under_way }: &Listed| {
+        let state = if attached.serving { "serving" } else { "waiting for its image" };
+        let (size, format) = (Size(attached.size).to_string(), attached.format.clone());
+        let under_way = under_way.map(|count| count.to_string()).unwrap_or_default();
+        vec![attached.device.clone(), size, format, state.to_owned(), under_way, attached.location.clone()]
+    };
+    output::table(&["device", "size", "format", "state", "under way", "location"], listed.iter().map(row))
+}
+
+/// How many reads of a device the kernel waits for (Documentation/block/stat.rst, `inflight`).
+fn under_way(index: u32) -> Option<u64> {
+    let counts = std::fs::read_to_string(format!("/sys/block/nbd{index}/inflight")).ok()?;
+    counts.split_whitespace().next()?.parse().ok()
 }
 
 /// Detaches a device that `attach` made.

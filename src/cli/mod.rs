@@ -46,6 +46,7 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::Cat(args) => read::cat(args).await,
         Command::Warm(args) => read::warm(args, json).await,
         Command::Attach(args) => attach::attach(args, json).await,
+        Command::Attached { daemon } => attach::attached(&daemon, json).await,
         Command::Detach(args) => attach::detach(&args).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Cache { .. } => Ok(()),
     }

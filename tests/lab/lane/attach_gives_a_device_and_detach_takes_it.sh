@@ -9,6 +9,8 @@ for location in "$work/template.qcow2" "$HTTP_URL/template.qcow2"; do
   same "connected devices" "$device" "$(connected)"
   same "bytes of $device" "$(guest_digest template.qcow2)" "$(digest "$device")"
   same "read-only flag" 1 "$(blockdev --getro "$device")"
+  same "what is attached" "$device $location" "$(thinorigin attached | awk '$1 ~ "^/dev/" { print $1, $NF }')"
+  [[ $(thinorigin attached --json) == *'"serving": true'*'"under_way": 0'* ]]
   thinorigin detach "$device"
   same "connected devices" '' "$(connected)"
   becomes_true nothing_is_left
@@ -19,4 +21,5 @@ same "device asked for" /dev/nbd5 "$device"
 refuses 3 thinorigin attach "$work/template.qcow2" --device /dev/nbd5
 thinorigin detach /dev/nbd5
 refuses 1 thinorigin attach "$work/missing.qcow2"
+same "what is attached" '[]' "$(thinorigin attached --json)"
 becomes_true nothing_is_left
