@@ -299,14 +299,16 @@ async fn a_late_answer_is_overtaken_by_a_second_request() {
         origin.lie([lie.clone()]);
         let began = Instant::now();
         assert!(source.read(100_000..400_000).await.unwrap() == content(SIZE)[100_000..400_000], "{lie:?}");
-        assert!(began.elapsed() < Duration::from_secs(5), "{lie:?} took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(18), "{lie:?} took {:?}", began.elapsed());
         assert_eq!(origin.asked().len(), 3, "{lie:?}: the opening, and two");
     }
 }
 
 #[tokio::test]
 async fn a_server_that_is_too_busy_is_asked_less_at_a_time() {
-    let (origin, source) = opened().await;
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let location = origin.url("a.img").parse().unwrap();
+    let source = HttpSource::open(&location, &Options::default()).await.unwrap();
     let source = Arc::new(source);
     origin.lie(std::iter::repeat_n(Lie::Status(503, String::new()), 20));
     let readers: Vec<_> = (0..64u64)
@@ -322,7 +324,9 @@ async fn a_server_that_is_too_busy_is_asked_less_at_a_time() {
 
 #[tokio::test]
 async fn a_server_that_is_gone_is_asked_seldom_and_found_when_it_is_back() {
-    let (origin, source) = opened().await;
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let location = origin.url("a.img").parse().unwrap();
+    let source = HttpSource::open(&location, &Options::default()).await.unwrap();
     let (address, source) = (origin.address(), Arc::new(source));
     drop(origin);
     let readers: Vec<_> = (0..100u64)
@@ -383,7 +387,11 @@ async fn a_mirror_answers_where_the_server_does_not() {
     for i in 0..20 {
         assert!(source.read(i..i + 70_000).await.unwrap() == content(SIZE)[i as usize..i as usize + 70_000]);
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "half of what waiting would take: {:?}",
+        began.elapsed()
+    );
     // The object keeps its name, whoever answers.
     let other = HttpSource::open(&location, &options).await.unwrap();
     assert_eq!(other.identity(), source.identity());
