@@ -15,6 +15,8 @@ mod http;
 mod location;
 #[cfg(feature = "nfs")]
 mod nfs;
+#[cfg(any(feature = "nfs", feature = "smb"))]
+mod parts;
 pub mod retry;
 #[cfg(feature = "smb")]
 mod smb;

@@ -9,26 +9,21 @@
 mod rpc;
 mod xdr;
 
+use crate::parts::{self, InFlight};
 use crate::retry::{Failure, Policy};
 use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use percent_encoding::percent_decode_str;
 use rpc::{Caller, Connection, Procedure, wrong};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 use xdr::{Reader, put_opaque};
 
 /// The most that one READ asks for.
 const MAX_READ: u32 = 1 << 20;
-
-/// How many READs one source has under way, those of more than [`UNIT`] bytes counting for several: enough for a link of
-/// 20 ms, and no more bytes than a slow one brings in good time.
-const IN_FLIGHT: usize = 128;
-const UNIT: u64 = 256 << 10;
 
 /// File handles (RFC 1813 section 2.4).
 const MAX_HANDLE: usize = 64;
@@ -49,7 +44,7 @@ pub struct NfsSource {
     place: Place,
     attributes: Attributes,
     policy: Policy,
-    in_flight: Semaphore,
+    in_flight: InFlight,
     open: Mutex<Option<Arc<Open>>>,
     /// Set for good when another version is seen.
     changed: OnceLock<Error>,
@@ -108,7 +103,7 @@ impl NfsSource {
             place,
             attributes,
             policy: options.policy,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            in_flight: InFlight::new(),
             open: Mutex::new(Some(Arc::new(open))),
             changed: OnceLock::new(),
         })
@@ -140,26 +135,15 @@ impl NfsSource {
     /// The bytes of `range`, in as many READs as the server needs, all under way at once.
     async fn try_read(&self, range: &Range<u64>) -> Result<Bytes, Fault> {
         let open = self.connected().await?;
-        let step = u64::from(open.read_size);
-        let starts = (range.start..range.end).step_by(open.read_size as usize);
-        let reads = starts.map(|start| self.read_part(&open, start..range.end.min(start + step)));
-        let parts: Vec<Bytes> =
-            stream::iter(reads).buffered(16).try_collect().await.inspect_err(|fault| {
-                tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
-            })?;
-        if let [part] = parts.as_slice() {
-            return Ok(part.clone());
-        }
-        let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
-        parts.iter().for_each(|part| bytes.extend_from_slice(part));
-        Ok(bytes.freeze())
+        let parts = parts::in_parts(range, open.read_size, |part| self.read_part(&open, part)).await;
+        parts.inspect_err(|fault| {
+            tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
+        })
     }
 
     /// One READ, and those for the rest if the server sends less than was asked for.
     async fn read_part(&self, open: &Open, range: Range<u64>) -> Result<Bytes, Fault> {
-        let units = (range.end - range.start).div_ceil(UNIT) as u32;
-        let permit = self.in_flight.acquire_many(units).await;
-        let _permit = permit.map_err(|_| wrong("the source is closed"))?;
+        let _permit = self.in_flight.enter(range.end - range.start).await;
         let first = self.read_once(open, range.clone()).await?;
         if first.len() as u64 == range.end - range.start {
             return Ok(first);
@@ -216,20 +200,7 @@ impl Source for NfsSource {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let mut tries = Tries::new(self.policy);
-        loop {
-            let fault = match timeout_at(tries.deadline(), self.try_read(&range)).await {
-                Ok(Ok(bytes)) => return Ok(bytes),
-                Ok(Err(fault)) => fault,
-                Err(_) => out_of_time(),
-            };
-            if fault.kind == Kind::Changed {
-                let error = error(&self.identity.location, &fault);
-                tracing::error!("{error}");
-                return Err(self.changed.get_or_init(|| error).clone());
-            }
-            tries.failed(fault).await.map_err(|fault| error(&self.identity.location, &fault))?;
-        }
+        parts::tried(self.policy, &self.identity, &self.changed, || self.try_read(&range)).await
     }
 }
 

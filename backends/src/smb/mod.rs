@@ -12,22 +12,17 @@ mod announce;
 mod session;
 
 use crate::credentials::Secret;
+use crate::parts::{self, InFlight};
 use crate::retry::{Failure, Policy};
 use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use percent_encoding::percent_decode_str;
 use session::{Attributes, Opened};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::timeout_at;
-
-/// How many READs one source has under way, those of more than [`UNIT`] bytes counting for several: enough for a link of
-/// 20 ms, and no more bytes than a slow one brings in good time.
-const IN_FLIGHT: usize = 128;
-const UNIT: u64 = 256 << 10;
 
 const SMB_PORT: u16 = 445;
 
@@ -38,7 +33,7 @@ pub struct SmbSource {
     place: Place,
     attributes: Attributes,
     policy: Policy,
-    in_flight: Semaphore,
+    in_flight: InFlight,
     opened: Mutex<Option<Arc<Opened>>>,
     /// Set for good when another version is seen.
     changed: OnceLock<Error>,
@@ -80,7 +75,7 @@ impl SmbSource {
             place,
             attributes,
             policy: options.policy,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            in_flight: InFlight::new(),
             opened: Mutex::new(Some(Arc::new(opened))),
             changed: OnceLock::new(),
         })
@@ -119,31 +114,17 @@ impl SmbSource {
     /// The bytes of `range`, in as many READs as the server needs, all under way at once.
     async fn try_read(&self, range: &Range<u64>) -> Result<Bytes, Fault> {
         let opened = self.opened().await?;
-        let step = u64::from(opened.read_size);
-        let starts = (range.start..range.end).step_by(opened.read_size as usize);
-        let reads = starts.map(|start| self.read_part(&opened, start..range.end.min(start + step)));
-        let parts: Result<Vec<Bytes>, Fault> = stream::iter(reads).buffered(16).try_collect().await;
-        let parts = match parts {
-            Ok(parts) => parts,
-            Err(fault) => {
-                tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
-                self.close(&opened).await;
-                return Err(fault);
-            }
-        };
-        if let [part] = parts.as_slice() {
-            return Ok(part.clone());
+        let parts = parts::in_parts(range, opened.read_size, |part| self.read_part(&opened, part)).await;
+        if let Err(fault) = &parts {
+            tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
+            self.close(&opened).await;
         }
-        let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
-        parts.iter().for_each(|part| bytes.extend_from_slice(part));
-        Ok(bytes.freeze())
+        parts
     }
 
     /// One READ, and those for the rest if the server sends less than was asked for.
     async fn read_part(&self, opened: &Opened, range: Range<u64>) -> Result<Bytes, Fault> {
-        let units = (range.end - range.start).div_ceil(UNIT) as u32;
-        let permit = self.in_flight.acquire_many(units).await;
-        let _permit = permit.map_err(|_| wrong("the source is closed"))?;
+        let _permit = self.in_flight.enter(range.end - range.start).await;
         let mut bytes = BytesMut::new();
         loop {
             let rest = range.start + bytes.len() as u64..range.end;
@@ -172,20 +153,7 @@ impl Source for SmbSource {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let mut tries = Tries::new(self.policy);
-        loop {
-            let fault = match timeout_at(tries.deadline(), self.try_read(&range)).await {
-                Ok(Ok(bytes)) => return Ok(bytes),
-                Ok(Err(fault)) => fault,
-                Err(_) => out_of_time(),
-            };
-            if fault.kind == Kind::Changed {
-                let error = error(&self.identity.location, &fault);
-                tracing::error!("{error}");
-                return Err(self.changed.get_or_init(|| error).clone());
-            }
-            tries.failed(fault).await.map_err(|fault| error(&self.identity.location, &fault))?;
-        }
+        parts::tried(self.policy, &self.identity, &self.changed, || self.try_read(&range)).await
     }
 }
 

@@ -1,0 +1,77 @@
+//! What reading from servers with one connection for each file has in common (NFS and SMB): large reads are many small
+//! ones, all under way at once, within bounds.
+
+use crate::retry::Policy;
+use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::{Error, Identity, Kind};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::ops::Range;
+use std::sync::OnceLock;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout_at;
+
+/// How many READs one source has under way, those of more than [`UNIT`] bytes counting for several: enough for a link of
+/// 20 ms, and no more bytes than a slow one brings in good time.
+const IN_FLIGHT: usize = 128;
+const UNIT: u64 = 256 << 10;
+
+/// How many READs one read of a source has under way.
+const CONCURRENT: usize = 16;
+
+/// The READs of one source that are under way.
+#[derive(Debug)]
+pub(crate) struct InFlight(Semaphore);
+
+impl InFlight {
+    pub(crate) fn new() -> InFlight {
+        InFlight(Semaphore::new(IN_FLIGHT))
+    }
+
+    /// Waits until a READ of `len` bytes may be sent. It is under way as long as the permit is held.
+    pub(crate) async fn enter(&self, len: u64) -> Option<SemaphorePermit<'_>> {
+        let units = len.div_ceil(UNIT).clamp(1, IN_FLIGHT as u64) as u32;
+        // The semaphore is never closed.
+        self.0.acquire_many(units).await.ok()
+    }
+}
+
+/// The bytes of `range`, by as many calls of `read` as there are steps of `step` bytes in it.
+pub(crate) async fn in_parts<F: Future<Output = Result<Bytes, Fault>>>(
+    range: &Range<u64>,
+    step: u32,
+    read: impl Fn(Range<u64>) -> F,
+) -> Result<Bytes, Fault> {
+    let starts = (range.start..range.end).step_by(step as usize);
+    let reads = starts.map(|start| read(start..range.end.min(start + u64::from(step))));
+    let parts: Vec<Bytes> = stream::iter(reads).buffered(CONCURRENT).try_collect().await?;
+    if let [part] = parts.as_slice() {
+        return Ok(part.clone());
+    }
+    let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    Ok(bytes.freeze())
+}
+
+/// What `attempt` brings, tried as `policy` says. That the object changed is noted in `changed`, for good.
+pub(crate) async fn tried<F: Future<Output = Result<Bytes, Fault>>>(
+    policy: Policy,
+    identity: &Identity,
+    changed: &OnceLock<Error>,
+    attempt: impl Fn() -> F,
+) -> Result<Bytes, Error> {
+    let mut tries = Tries::new(policy);
+    loop {
+        let fault = match timeout_at(tries.deadline(), attempt()).await {
+            Ok(Ok(bytes)) => return Ok(bytes),
+            Ok(Err(fault)) => fault,
+            Err(_) => out_of_time(),
+        };
+        if fault.kind == Kind::Changed {
+            let error = error(&identity.location, &fault);
+            tracing::error!("{error}");
+            return Err(changed.get_or_init(|| error).clone());
+        }
+        tries.failed(fault).await.map_err(|fault| error(&identity.location, &fault))?;
+    }
+}
