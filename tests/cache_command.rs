@@ -108,6 +108,9 @@ fn warming_says_what_did_not_become_local() {
     let (code, error) = failing(&["warm", "--no-cache", &location]);
     assert_eq!(code, Some(2), "{error}");
     let server = Server::start(&dir, &["--cache", &cache, &location]);
+    // What is local already needs no cache, whoever owns it.
+    let local = json(&["warm", "--json", "--cache", &cache, text(&dir.join("disk.raw"))]);
+    assert_eq!(local["data"], local["local"]);
     let (code, error) = failing(&["warm", "--cache", &cache, &location]);
     assert_eq!(code, Some(3), "{error}");
     assert!(error.contains("another process owns this cache"), "{error}");

@@ -67,7 +67,9 @@ struct Warmed {
 /// Brings an image, or ranges of it, into the cache.
 pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     let image = args.reading.open(&args.location).await?;
-    image.writable()?;
+    if !image.is_local() {
+        image.writable()?;
+    }
     let mut ranges = args.ranges.iter().map(|text| parse_range(text)).collect::<Result<Vec<_>>>()?;
     if ranges.is_empty() {
         ranges.push(0..image.virtual_size());

@@ -110,6 +110,11 @@ impl Content {
         }
     }
 
+    /// Whether it is a local file, which is read in place and never cached.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.body, Body::Local(..))
+    }
+
     /// Where `range`, which lies inside the file, is at hand, if all of it is. Does not wait.
     pub(crate) fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
         let range = self.place_of(range);

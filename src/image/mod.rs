@@ -68,6 +68,13 @@ impl Image {
         self.layers.iter().flat_map(|layer| layer.files.files.iter().map(content::Content::identity))
     }
 
+    /// Whether nothing of it goes through the cache: its files are local, and nothing is decoded.
+    pub fn is_local(&self) -> bool {
+        let files = || self.layers.iter().map(|layer| &layer.files);
+        files()
+            .all(|files| !files.layer.info().compressed && files.files.iter().all(content::Content::is_local))
+    }
+
     /// The image's own format.
     pub fn format(&self) -> formats::Format {
         self.layers.first().map_or(formats::Format::Raw, |layer| layer.files.layer.format())
