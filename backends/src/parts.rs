@@ -53,13 +53,38 @@ pub(crate) async fn in_parts<F: Future<Output = Result<Bytes, Fault>>>(
     Ok(bytes.freeze())
 }
 
-/// What `attempt` brings, tried as `policy` says. That the object changed is noted in `changed`, for good.
+/// All bytes of `range`, by as many calls of `read` as it takes: each brings at least one byte from where it is to begin.
+pub(crate) async fn whole<F: Future<Output = Result<Bytes, Fault>>>(
+    range: Range<u64>,
+    read: impl Fn(Range<u64>) -> F,
+) -> Result<Bytes, Fault> {
+    let first = read(range.clone()).await?;
+    if first.len() as u64 == range.end - range.start {
+        return Ok(first);
+    }
+    let mut bytes = BytesMut::from(first.as_ref());
+    while (bytes.len() as u64) < range.end - range.start {
+        bytes.extend_from_slice(&read(range.start + bytes.len() as u64..range.end).await?);
+    }
+    Ok(bytes.freeze())
+}
+
+/// `range` of the object, as `attempt` brings it, tried as `policy` says. That the object changed is noted in `changed`,
+/// for good; nothing is attempted then, nor for a range that is empty or not in the object.
 pub(crate) async fn tried<F: Future<Output = Result<Bytes, Fault>>>(
     policy: Policy,
     identity: &Identity,
     changed: &OnceLock<Error>,
+    range: &Range<u64>,
     attempt: impl Fn() -> F,
 ) -> Result<Bytes, Error> {
+    let len = crate::source::checked_len(identity, range)?;
+    if let Some(error) = changed.get() {
+        return Err(error.clone());
+    }
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
     let mut tries = Tries::new(policy);
     loop {
         let fault = match timeout_at(tries.deadline(), attempt()).await {

@@ -13,7 +13,7 @@ use crate::parts::{self, InFlight};
 use crate::retry::{Failure, Policy};
 use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use percent_encoding::percent_decode_str;
 use rpc::{Caller, Connection, Procedure, wrong};
 use std::ops::Range;
@@ -144,16 +144,7 @@ impl NfsSource {
     /// One READ, and those for the rest if the server sends less than was asked for.
     async fn read_part(&self, open: &Open, range: Range<u64>) -> Result<Bytes, Fault> {
         let _permit = self.in_flight.enter(range.end - range.start).await;
-        let first = self.read_once(open, range.clone()).await?;
-        if first.len() as u64 == range.end - range.start {
-            return Ok(first);
-        }
-        let mut bytes = BytesMut::from(first.as_ref());
-        while (bytes.len() as u64) < range.end - range.start {
-            bytes
-                .extend_from_slice(&self.read_once(open, range.start + bytes.len() as u64..range.end).await?);
-        }
-        Ok(bytes.freeze())
+        parts::whole(range, |rest| self.read_once(open, rest)).await
     }
 
     /// At least one byte of `range`, from its start.
@@ -195,12 +186,7 @@ impl Source for NfsSource {
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
-        let len = crate::source::checked_len(&self.identity, &range)?;
-        self.check()?;
-        if len == 0 {
-            return Ok(Bytes::new());
-        }
-        parts::tried(self.policy, &self.identity, &self.changed, || self.try_read(&range)).await
+        parts::tried(self.policy, &self.identity, &self.changed, &range, || self.try_read(&range)).await
     }
 }
 

@@ -16,7 +16,7 @@ use crate::parts::{self, InFlight};
 use crate::retry::{Failure, Policy};
 use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Source};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use session::{Attributes, Opened};
 use std::ops::Range;
@@ -125,20 +125,12 @@ impl SmbSource {
     /// One READ, and those for the rest if the server sends less than was asked for.
     async fn read_part(&self, opened: &Opened, range: Range<u64>) -> Result<Bytes, Fault> {
         let _permit = self.in_flight.enter(range.end - range.start).await;
-        let mut bytes = BytesMut::new();
-        loop {
-            let rest = range.start + bytes.len() as u64..range.end;
-            let asked = rest.end - rest.start;
+        let read = async |rest| {
             let (data, attributes) = opened.read(rest).await?;
             self.compare(attributes)?;
-            if data.len() as u64 == asked && bytes.is_empty() {
-                return Ok(data);
-            }
-            bytes.extend_from_slice(&data);
-            if data.len() as u64 == asked {
-                return Ok(bytes.freeze());
-            }
-        }
+            Ok(data)
+        };
+        parts::whole(range, read).await
     }
 }
 
@@ -148,12 +140,7 @@ impl Source for SmbSource {
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
-        let len = crate::source::checked_len(&self.identity, &range)?;
-        self.check()?;
-        if len == 0 {
-            return Ok(Bytes::new());
-        }
-        parts::tried(self.policy, &self.identity, &self.changed, || self.try_read(&range)).await
+        parts::tried(self.policy, &self.identity, &self.changed, &range, || self.try_read(&range)).await
     }
 }
 
