@@ -7,7 +7,7 @@ use backends::Source;
 use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, oracle, run, text};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -143,6 +143,18 @@ fn every_kind_of_server_serves_the_same_disk() {
         server.terminate();
     }
 
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let content = bytes::Bytes::from(fs::read(&image).unwrap());
+    let options = backends::Options::default()
+        .with_credentials(backends::Credentials::load(Some(&credentials)).unwrap());
+    for (kind, location) in &locations {
+        let outcome = runtime.block_on(async {
+            let source = backends::open(&location.parse().unwrap(), &options).await.unwrap();
+            backends::testing::conforms(&source, &content).await
+        });
+        assert_eq!(outcome, Ok(()), "{kind}");
+    }
+
     for (kind, location) in &locations {
         let missing = location.replace(".qcow2", ".missing");
         let output = Command::new(THINORIGIN)
@@ -154,6 +166,138 @@ fn every_kind_of_server_serves_the_same_disk() {
         assert!(said.contains(".missing"), "{kind}: the error names no file: {said}");
         assert!(!said.contains("panicked"), "{kind}: {said}");
     }
+}
+
+/// What `thinorigin` does with `arguments`: its exit code, and what it says.
+fn outcome(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(THINORIGIN).args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_denied_by_every_kind_of_server() {
+    let test = "a_file_that_may_not_be_read_is_denied_by_every_kind_of_server";
+    if !has(test, &["nginx", "smbd", "qemu-img"]) || !has_nfs(test) {
+        return;
+    }
+    let dir = Dir::new();
+    let shut = dir.join("shut.img");
+    fs::write(&shut, vec![1; 4096]).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o000)).unwrap();
+    let protected = Dir::new();
+    fs::write(protected.join("shut.img"), vec![1; 4096]).unwrap();
+    let user = ["--user", "reader", "--password", "word"];
+    let http = Lab::start("http", &protected, &[&["--root", text(protected.path())][..], &user].concat());
+    let nfs = Lab::start("nfs", &dir, &["--root", text(dir.path())]);
+    let smb = Lab::start("smb", &dir, &["--root", text(dir.path())]);
+    let credentials = dir.join("credentials.toml");
+    // To NFS as somebody who is not root, whom a mode does not keep out; Samba knows the right user and another word.
+    let sections = [
+        format!(
+            "[\"{}/\"]\nuid = 65534\ngid = 65534\nmount_port = {}\n",
+            nfs.value("NFS_URL"),
+            nfs.value("NFS_MOUNT_PORT")
+        ),
+        format!("[\"{}/\"]\nusername = \"reader\"\npassword = \"wrong\"\n", smb.value("SMB_URL")),
+        format!("[\"{}/\"]\nusername = \"reader\"\npassword = \"wrong\"\n", http.value("HTTP_URL")),
+    ];
+    write_credentials(&credentials, &sections.concat());
+    for (kind, url) in
+        [("nfs", nfs.value("NFS_URL")), ("smb", smb.value("SMB_URL")), ("http", http.value("HTTP_URL"))]
+    {
+        let location = format!("{url}/shut.img");
+        let began = Instant::now();
+        let (code, said) = outcome(&["info", "--no-cache", "--credentials", text(&credentials), &location]);
+        assert_eq!(code, Some(1), "{kind}: {said}");
+        let told = ["denies", "credentials", "user and password"].iter().any(|word| said.contains(word));
+        assert!(told && said.contains("shut.img"), "{kind}: {said}");
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{kind}: trying again does not help: {:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[test]
+fn a_bucket_is_listed() {
+    let test = "a_bucket_is_listed";
+    if !has_s3(test) {
+        return;
+    }
+    let dir = Dir::new();
+    let object = dir.join("object");
+    fs::write(&object, vec![7; 1234]).unwrap();
+    let s3 = Lab::start("s3", &dir, &[]);
+    for key in ["templates/a%20%C3%BC.img", "templates/more/b.img", "other.img"] {
+        s3.run("put", &[text(&object), key]);
+    }
+    let (url, credentials) = (s3.value("S3_URL"), s3.value("S3_CREDENTIALS"));
+    let list = |location: &str| {
+        let output = run(THINORIGIN, &["list", "--json", "--credentials", &credentials, location]);
+        let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let row =
+            |row: &serde_json::Value| (row["location"].as_str().unwrap().to_owned(), row["size"].as_u64());
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    let named = format!("{url}/templates/a%20%C3%BC.img");
+    assert_eq!(
+        list(&format!("{url}/templates/")),
+        [(named.clone(), Some(1234)), (format!("{url}/templates/more/"), None)]
+    );
+    assert_eq!(list(&format!("{url}/")).len(), 2);
+    assert_eq!(list(&format!("{url}/templates/zzz")), []);
+    // What it prints can be opened as it stands.
+    run(THINORIGIN, &["info", "--no-cache", "--format", "raw", "--credentials", &credentials, &named]);
+    let (code, said) = outcome(&["list", "http://127.0.0.1:1/a/"]);
+    assert!(code == Some(1) && said.contains("S3 bucket"), "{said}");
+}
+
+#[test]
+fn a_proxy_is_gone_through_where_the_credentials_name_one() {
+    let test = "a_proxy_is_gone_through_where_the_credentials_name_one";
+    if !has(test, &["nginx", "openssl", "qemu-img", "tinyproxy"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let (_, wanted) = image(&dir);
+    let http = Lab::start("http", &dir, &["--root", text(dir.path()), "--tls"]);
+    let proxy = Lab::start("proxy", &dir, &[]);
+    let (url, word) = (proxy.value("PROXY_URL"), proxy.value("PROXY_WORD"));
+    let credentials = dir.join("credentials.toml");
+    for (server, asked) in [("HTTP_URL", "GET http://"), ("HTTPS_URL", "CONNECT ")] {
+        let server = http.value(server);
+        let location = format!("{server}/{SPELLED}");
+        let through = |proxy: &str| {
+            let _ = fs::remove_file(&credentials);
+            let section =
+                format!("[\"{server}/\"]\nca = \"{}\"\nproxy = \"{proxy}\"\n", http.value("HTTPS_CA"));
+            write_credentials(&credentials, &section);
+            let arguments = ["cat", "-vvv", "--no-cache", "--credentials", text(&credentials), &location];
+            let output = Command::new(THINORIGIN).args(arguments).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!said.contains(&word), "{said}");
+            (output, said)
+        };
+        let (output, said) = through(&url);
+        assert!(output.status.success(), "{said}");
+        assert_same_bytes(&server, &output.stdout, &wanted);
+        let log = fs::read_to_string(proxy.value("PROXY_LOG")).unwrap();
+        assert!(log.contains(asked), "nothing went through the proxy: {log}");
+        let (output, said) = through(&url.replace(&word, "another"));
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(SPELLED), "{said}");
+    }
+    proxy.run("stop", &[]);
+    let (code, said) = outcome(&[
+        "info",
+        "--no-cache",
+        "--credentials",
+        text(&credentials),
+        &format!("{}/{SPELLED}", http.value("HTTPS_URL")),
+    ]);
+    assert!(code == Some(1) && said.contains("cannot be reached"), "{said}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub const CREDENTIALS_FILE: &str = "/etc/thinorigin/credentials.toml";
 const MAX_FILE: u64 = 1 << 20;
 
 /// A text that is not to be seen: shows as `***` and is wiped when dropped.
-#[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(from = "String")]
 pub(crate) struct Secret(String);
 
@@ -76,8 +76,8 @@ pub(crate) struct Section {
     /// PEM files: certificates to trust besides the system's, and the client's own certificate with its key.
     pub(crate) ca: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
-    /// The URL of an HTTP proxy.
-    pub(crate) proxy: Option<String>,
+    /// The URL of an HTTP proxy, with user and password where it wants them.
+    pub(crate) proxy: Option<Secret>,
     /// S3: where the service is, if not at AWS.
     pub(crate) endpoint: Option<String>,
     pub(crate) region: Option<String>,

@@ -29,6 +29,8 @@ pub use away::AwaySource;
 pub use credentials::{CREDENTIALS_FILE, Credentials};
 pub use error::{Error, Kind};
 pub use file::FileSource;
+#[cfg(feature = "s3")]
+pub use http::{Entry, list};
 pub use http::{HttpSource, install_crypto};
 pub use location::{Location, Scheme};
 #[cfg(feature = "nfs")]

@@ -166,6 +166,19 @@ impl Location {
         }
     }
 
+    /// The object `key` of the bucket that this S3 location is in; with an empty key, the bucket. None if no location can
+    /// spell the key: those with a `.` or `..` between slashes.
+    pub(crate) fn at_key(&self, key: &str) -> Option<Location> {
+        let Inner::Url(scheme @ Scheme::S3, url) = &self.0 else { return None };
+        let parts: Vec<_> =
+            key.split('/').map(|part| utf8_percent_encode(part, SEGMENT).to_string()).collect();
+        let path = format!("/{}", parts.join("/"));
+        let mut url = url.clone();
+        url.set_path(&path);
+        url.set_query(None);
+        (url.path() == path).then_some(Location(Inner::Url(*scheme, url)))
+    }
+
     /// As [`starts_with`](Self::starts_with), for a prefix that a user gave; false if it is not a location.
     pub fn is_under(&self, prefix: &str) -> bool {
         prefix.parse::<Location>().is_ok_and(|prefix| self.starts_with(&prefix))

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Cat(Cat),
     /// Bring an image into the cache
     Warm(Warm),
+    /// List the objects of an S3 bucket below a prefix, as locations
+    List(List),
     /// Look after the block cache
     Cache {
         #[command(subcommand)]
@@ -202,6 +204,16 @@ pub(crate) struct Warm {
     pub(crate) ranges: Vec<String>,
     #[command(flatten)]
     pub(crate) reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// s3://bucket/prefix; one that ends with a slash is a directory
+    pub(crate) location: String,
+    /// What servers are shown: sections by location prefix, in a file that only its owner may read [default:
+    /// /etc/thinorigin/credentials.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) credentials: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod attach;
 mod cache;
 mod check;
 mod info;
+mod list;
 mod map;
 mod read;
 mod reading;
@@ -45,6 +46,7 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::Check(args) => check::run(args, json).await,
         Command::Cat(args) => read::cat(args).await,
         Command::Warm(args) => read::warm(args, json).await,
+        Command::List(args) => list::run(args, json).await,
         Command::Attach(args) => attach::attach(args, json).await,
         Command::Attached { daemon } => attach::attached(&daemon, json).await,
         Command::Detach(args) => attach::detach(&args).await,

@@ -3,6 +3,7 @@
 //! Pure: status and headers in, a verdict out. RFC 9110 sections 14 (range requests), 13 (preconditions) and 8.8
 //! (validators) are what is checked against.
 
+use super::checksum::Checksum;
 use crate::tries::Fault;
 use crate::{Kind, retry::Failure};
 use http::header::{
@@ -70,11 +71,13 @@ pub(super) struct Part {
     pub(super) range: Range<u64>,
     pub(super) total: u64,
     pub(super) validator: Validator,
+    /// Of the body.
+    pub(super) checksum: Option<Checksum>,
 }
 
 /// The first answer: what the object is. `asked` starts at 0; the object may be shorter.
 pub(super) fn first(status: StatusCode, headers: &HeaderMap, asked: &Range<u64>) -> Result<Part, Fault> {
-    let empty = Part { range: 0..0, total: 0, validator: Validator::of(headers) };
+    let empty = Part { range: 0..0, total: 0, validator: Validator::of(headers), checksum: None };
     match status {
         StatusCode::PARTIAL_CONTENT => part(headers, asked, None),
         // No byte range can be satisfied in an empty object (RFC 9110 15.5.17); some servers answer 200 to it.
@@ -170,7 +173,9 @@ fn part(headers: &HeaderMap, asked: &Range<u64>, pinned: Option<&Pinned>) -> Res
     if length(headers).is_some_and(|length| length != range.end - range.start) {
         return Err(wrong("the answer's Content-Length and Content-Range disagree"));
     }
-    Ok(Part { range, total, validator })
+    // S3's checksums are of whole objects, whatever part of one is sent.
+    let whole = range == (0..total);
+    Ok(Part { range, total, validator, checksum: whole.then(|| Checksum::of(headers)).flatten() })
 }
 
 /// `bytes 0-99/1000`, as a half-open range and the total. Unknown totals (`*`) are of no use.
@@ -199,7 +204,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// What a status that is not an answer means.
-fn refusal(status: StatusCode, headers: &HeaderMap) -> Fault {
+pub(super) fn refusal(status: StatusCode, headers: &HeaderMap) -> Fault {
     let code = status.as_u16();
     let (kind, failure, what) = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE => {

@@ -1,6 +1,6 @@
 //! The HTTP clients: connection pools, time limits and TLS.
 
-use crate::credentials::Section;
+use crate::credentials::{Secret, Section};
 use crate::{Error, Kind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ struct Kin {
     tls: bool,
     ca: Option<PathBuf>,
     certificate: Option<PathBuf>,
-    proxy: Option<String>,
+    proxy: Option<Secret>,
 }
 
 impl Clients {
@@ -81,7 +81,7 @@ fn build(kin: &Kin) -> Result<reqwest::Client, Error> {
         builder = builder.identity(identity);
     }
     if let Some(proxy) = &kin.proxy {
-        let proxy = reqwest::Proxy::all(proxy)
+        let proxy = reqwest::Proxy::all(proxy.reveal())
             .map_err(|_| Error::new(Kind::Location, "the proxy in the credentials is not a URL"))?;
         builder = builder.proxy(proxy);
     }

@@ -48,6 +48,21 @@ impl Endpoint {
         })
     }
 
+    /// The same server and authorization, for what else is asked of it: `change` makes the URL of that from the
+    /// object's.
+    #[cfg(feature = "s3")]
+    pub(super) fn changed(&self, change: impl FnOnce(&mut Url)) -> Endpoint {
+        let mut origin = self.origin.clone();
+        change(&mut origin);
+        Endpoint {
+            location: self.location.clone(),
+            options: self.options.clone(),
+            origin,
+            access: Mutex::new(locked(&self.access).clone()),
+            resolved: Mutex::default(),
+        }
+    }
+
     /// The server, for what concerns all its objects.
     pub(super) fn server(&self) -> String {
         self.origin.origin().ascii_serialization()
@@ -68,9 +83,14 @@ impl Endpoint {
         condition: HeaderMap,
     ) -> Result<reqwest::Response, Fault> {
         let mut headers = condition;
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let value = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         headers.insert(RANGE, HeaderValue::try_from(value).map_err(|_| internal())?);
+        self.ask(headers).await
+    }
+
+    /// A GET with `headers`, following redirects. The answer has any status but a redirect.
+    pub(super) async fn ask(&self, mut headers: HeaderMap) -> Result<reqwest::Response, Fault> {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let resolved = locked(&self.resolved).clone();
         if let Some(url) = resolved {
             let answer = self.follow(url, &headers).await?;

@@ -7,10 +7,13 @@
 
 mod answer;
 mod auth;
+mod checksum;
 mod circuit;
 mod client;
 mod endpoint;
 mod lanes;
+#[cfg(feature = "s3")]
+mod listing;
 mod pace;
 #[cfg(feature = "s3")]
 mod s3;
@@ -19,10 +22,12 @@ mod way;
 pub(crate) use circuit::Circuits;
 pub(crate) use client::Clients;
 pub use client::install_crypto;
+#[cfg(feature = "s3")]
+pub use listing::{Entry, list};
 
 use crate::retry::Policy;
 use crate::tries::{Fault, Tries, error, out_of_time};
-use crate::{Error, Identity, Kind, Location, Options, Source};
+use crate::{Error, Identity, Kind, Location, Options, Scheme, Source};
 use answer::{Pinned, Validator};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
@@ -50,6 +55,12 @@ impl HttpSource {
     /// Opens the object at `location`, or a mirror of it, with one request for its first bytes, and pins what the answer
     /// says.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
+        if location.scheme() == Scheme::S3 && location.file_name().is_empty() {
+            return Err(Error::new(
+                Kind::Location,
+                format!("{location}: no key of an object after the bucket"),
+            ));
+        }
         let mut ways = vec![Way::new(options, location)?];
         for mirror in options.credentials.mirrors(location)? {
             ways.push(Way::new(options, &mirror)?);

@@ -39,6 +39,7 @@ impl Signer {
             request = request.header("x-amz-request-payer", "requester");
         }
         request = request.header("x-amz-content-sha256", "UNSIGNED-PAYLOAD");
+        request = request.header("x-amz-checksum-mode", "ENABLED");
         let (mut parts, ()) =
             request.body(()).map_err(|_| failed("its URL cannot be signed".to_owned()))?.into_parts();
         self.signer
@@ -51,7 +52,7 @@ impl Signer {
     }
 }
 
-/// The object's URL and how requests for it are authorized.
+/// The object's URL, or without a key that of the bucket, and how requests for it are authorized.
 pub(super) fn resolve(
     location: &Location,
     section: &Section,
@@ -61,9 +62,6 @@ pub(super) fn resolve(
     let s3 = location.as_url().ok_or_else(|| wrong("not an S3 location"))?;
     let bucket = s3.host_str().ok_or_else(|| wrong("no bucket"))?;
     let key = s3.path().trim_start_matches('/');
-    if key.is_empty() {
-        return Err(wrong("no key after the bucket"));
-    }
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let region = section
         .region
@@ -90,6 +88,7 @@ pub(super) fn resolve(
     url.set_query(s3.query());
     if section.anonymous {
         let mut headers = HeaderMap::new();
+        headers.insert("x-amz-checksum-mode", HeaderValue::from_static("ENABLED"));
         if section.requester_pays {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }

@@ -170,7 +170,13 @@ async fn receive(mut answer: reqwest::Response, part: &Part, out: &mut BytesMut)
                     break Fault::new(Kind::BadAnswer, Failure::Wrong, what);
                 }
             },
-            Ok(None) if left == 0 => return Ok(()),
+            Ok(None) if left == 0 => match &part.checksum {
+                Some(checksum) if !checksum.is_of(&out[had..]) => {
+                    let what = "the server sent other bytes than those that its checksum is of";
+                    break Fault::new(Kind::BadAnswer, Failure::Wrong, what);
+                }
+                _ => return Ok(()),
+            },
             Ok(None) => {
                 let what = format!("the answer ended {left} bytes early");
                 break Fault::new(Kind::BadAnswer, Failure::Wrong, what);

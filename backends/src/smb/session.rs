@@ -80,7 +80,8 @@ impl Opened {
         } else {
             format!("{host}:{}", place.port)
         };
-        let transport = Announcing::new(TcpTransport::connect(&address, CONNECT).await.map_err(fault)?);
+        let transport = TcpTransport::connect(&address, CONNECT).await.map_err(unreached)?;
+        let transport = Announcing::new(transport);
         let (sender, receiver) = (Box::new(transport.clone()), Box::new(transport.clone()));
         let mut connection = Connection::from_transport(sender, receiver, host.as_str());
         connection.set_response_timeout(Some(SILENCE));
@@ -234,6 +235,15 @@ fn attributes(frame: &Frame) -> Result<Attributes, Fault> {
         (Some(written), Some(size)) => Ok(Attributes { size, written }),
         _ => Err(wrong("the server's answer to a QUERY_INFO is too short")),
     }
+}
+
+/// Why there is no connection.
+fn unreached(error: SmbError) -> Fault {
+    let what = match error {
+        SmbError::Io(cause) => format!("the server cannot be reached: {cause}"),
+        _ => "the server cannot be reached: it did not answer in time".to_owned(),
+    };
+    Fault::new(Kind::Unreachable, Failure::Unreached, what)
 }
 
 /// What an error of the protocol means.

@@ -20,6 +20,8 @@ pub enum Lie {
     Whole,
     /// A page of HTML with status 200.
     Page,
+    /// This text with status 200.
+    Text(String),
     /// The right length from a place this many bytes further on, and says so.
     Shifted(u64),
     /// Bytes from another place than the `Content-Range`, which is the asked one, says: only its length tells.
@@ -198,14 +200,8 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
             return stream.write_all(text.as_bytes()).await.is_ok()
                 && stream.write_all(content).await.is_ok();
         }
-        Lie::Page => {
-            let page = "<html>log in first</html>";
-            let text = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}",
-                page.len()
-            );
-            return stream.write_all(text.as_bytes()).await.is_ok();
-        }
+        Lie::Page => return send_text(stream, "text/html", "<html>log in first</html>").await.is_ok(),
+        Lie::Text(body) => return send_text(stream, "text/plain", body).await.is_ok(),
         Lie::Freeze => {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             return false;
@@ -256,6 +252,12 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
         return false;
     }
     send_body(stream, lie, &body).await.is_ok_and(|()| true)
+}
+
+async fn send_text(stream: &mut TcpStream, kind: &str, body: &str) -> std::io::Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await
 }
 
 async fn send_body(stream: &mut TcpStream, lie: Lie, body: &[u8]) -> std::io::Result<()> {
