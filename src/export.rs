@@ -2,6 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Image, Piece, Pieces};
+use crate::prefetch::{Background, Wishes};
+use crate::progress::Meter;
+pub use crate::progress::Progress;
+use crate::trace::Recorder;
 use backends::cache::Span;
 use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
 use std::sync::Arc;
@@ -16,12 +20,39 @@ pub const READ_DEADLINE: Duration = Duration::from_secs(25);
 pub struct ImageExport {
     name: String,
     image: Arc<Image>,
+    /// What is fetched as long as it is exported.
+    background: Option<Background>,
+    recorder: Option<Arc<Recorder>>,
+    meter: Meter,
 }
 
 impl ImageExport {
     /// Exports `image` as `name`.
     pub fn new(name: String, image: Arc<Image>) -> Self {
-        ImageExport { name, image }
+        ImageExport { name, image, background: None, recorder: None, meter: Meter::default() }
+    }
+
+    /// Fetches in the background what `wishes` say. Must run in a tokio runtime.
+    pub(crate) fn with_background(mut self, wishes: Wishes, sources: backends::Options) -> Self {
+        self.background = Some(Background::begin(self.image.clone(), wishes, sources));
+        self
+    }
+
+    /// Writes down what is read.
+    pub(crate) fn with_recorder(mut self, recorder: Arc<Recorder>) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// How much of it is local. None if that cannot be said now.
+    pub async fn progress(&self) -> Option<Progress> {
+        self.meter.look(&self.image).await
+    }
+
+    fn note(&self, offset: u64, len: u32) {
+        if let Some(recorder) = &self.recorder {
+            recorder.note(offset, len.into());
+        }
     }
 
     /// The image.
@@ -47,6 +78,7 @@ impl Export for ImageExport {
     }
 
     fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<std::result::Result<(), Errno>> {
+        self.note(offset, len);
         let mut pieces = Pieces::new();
         match self.image.try_read(offset, u64::from(len), &mut pieces) {
             Ok(false) => None,
@@ -78,7 +110,7 @@ impl Export for ImageExport {
         len: u64,
         max: usize,
     ) -> std::result::Result<Vec<Extent>, Errno> {
-        let mut walk = self.image.walk(offset, offset + len);
+        let mut walk = self.image.walk_local(offset, offset + len).await;
         let mut extents = Vec::new();
         while extents.len() < max {
             let stretch = match walk.next().await {
@@ -91,7 +123,7 @@ impl Export for ImageExport {
             flags.set(ExtentFlags::ZERO, stretch.zero);
             flags.set(ExtentFlags::HOLE, stretch.zero);
             let depth = if stretch.present { stretch.layer as u32 + 1 } else { 0 };
-            extents.push(Extent { len: stretch.len, flags, depth, local: stretch.zero });
+            extents.push(Extent { len: stretch.len, flags, depth, local: stretch.local });
         }
         Ok(extents)
     }

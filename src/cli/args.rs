@@ -46,6 +46,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// List what the server exports by name, and how much of it is local
+    Exports {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Detach an NBD device that `attach` made
     Detach(Detach),
     /// Print a completion script for a shell
@@ -68,6 +73,8 @@ pub(crate) enum CacheCommand {
     Usage(CacheDir),
     /// Read all that is local and compare it with its checksums
     Verify(CacheDir),
+    /// Write a disk that is all in the cache to a file, for a loop device, or to a block device; no server is asked
+    Export(Export),
     /// Remove what is cached of a location; refused while a server uses the cache
     Drop {
         /// The location, as `list` shows it
@@ -79,6 +86,17 @@ pub(crate) enum CacheCommand {
         #[command(flatten)]
         dir: CacheDir,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Location of the image
+    pub(crate) location: String,
+    /// A file, which must not exist, or a block device, which loses what it holds
+    #[arg(value_name = "FILE|DEVICE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +151,9 @@ pub(crate) struct Cache {
     /// Keep nothing on disk
     #[arg(long, conflicts_with_all = ["dir"])]
     pub(crate) no_cache: bool,
+    /// Ask the server for the version of an image, too, that the cache has all of
+    #[arg(long)]
+    pub(crate) revalidate: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -171,6 +192,20 @@ pub(crate) struct Serve {
     /// Open each image when it is first asked for instead of at start
     #[arg(long)]
     pub(crate) lazy: bool,
+    /// Bring every image into the cache in the background, after what traces name
+    #[arg(long, conflicts_with = "no_cache")]
+    pub(crate) prefetch: bool,
+    /// Fetch in the background what this trace names, a file or a location (of the first export, unless NAME says of
+    /// another; may be repeated). Without it, IMAGE.trace beside an image is followed when nothing of it is cached
+    #[arg(long, value_name = "[NAME=]TRACE", conflicts_with = "no_cache")]
+    pub(crate) prefetch_trace: Vec<String>,
+    /// Do not look for IMAGE.trace beside images
+    #[arg(long)]
+    pub(crate) no_published_trace: bool,
+    /// Write into this file which parts of the disk are read, and when (of the first export, unless NAME says of another;
+    /// may be repeated)
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub(crate) record_trace: Vec<String>,
     /// End when nothing is attached to the kernel any more
     #[arg(long, requires = "admin")]
     pub(crate) while_attached: bool,
@@ -202,6 +237,9 @@ pub(crate) struct Warm {
     /// Only guest bytes A up to B, B excluded (may be repeated)
     #[arg(long = "range", value_name = "A-B")]
     pub(crate) ranges: Vec<String>,
+    /// Only what this trace names, in its order: a file, or a location
+    #[arg(long, value_name = "TRACE", conflicts_with = "ranges")]
+    pub(crate) trace: Option<String>,
     #[command(flatten)]
     pub(crate) reading: Reading,
 }

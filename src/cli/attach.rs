@@ -2,7 +2,7 @@
 
 use super::args::{Attach, Cache, Daemon, Detach, Reading};
 use super::reading;
-use crate::daemon::{AttachRequest, Attached, spawn};
+use crate::daemon::{AttachRequest, Attached, Exported, spawn};
 use crate::error::{Error, Result};
 use crate::output;
 use crate::size::Size;
@@ -24,6 +24,7 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
         allow_reference: args.reading.allow_reference.clone(),
         pin: None,
         index,
+        revalidate: args.reading.cache.revalidate,
     };
     let attached = spawn::attach(&args.daemon.admin, &args.reading.to_args(), &request).await?;
     match json {
@@ -45,7 +46,7 @@ struct Listed {
 pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
     require_root(daemon)?;
     let attached = match spawn::existing(&daemon.admin, &[]).await? {
-        Some(client) => client.attached().await?,
+        Some(client) => client.attached_with_progress().await?,
         None => Vec::new(),
     };
     let listed = |attached: Attached| Listed { under_way: under_way(attached.index), attached };
@@ -58,9 +59,30 @@ pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
         let state = if attached.serving { "serving" } else { "waiting for its image" };
         let (size, format) = (Size(attached.size).to_string(), attached.format.clone());
         let under_way = under_way.map(|count| count.to_string()).unwrap_or_default();
-        vec![attached.device.clone(), size, format, state.to_owned(), under_way, attached.location.clone()]
+        let local = attached.progress.map(|progress| progress.words()).unwrap_or_default();
+        let device = attached.device.clone();
+        vec![device, size, format, state.to_owned(), under_way, local, attached.location.clone()]
     };
-    output::table(&["device", "size", "format", "state", "under way", "location"], listed.iter().map(row))
+    let header = ["device", "size", "format", "state", "under way", "local", "location"];
+    output::table(&header, listed.iter().map(row))
+}
+
+/// Lists what a server exports by name.
+pub(super) async fn exports(daemon: &Daemon, json: bool) -> Result<()> {
+    let exports = match spawn::existing(&daemon.admin, &[]).await? {
+        Some(client) => client.exports().await?,
+        None => Vec::new(),
+    };
+    if json {
+        return output::json(&exports);
+    }
+    let row = |export: &Exported| {
+        let size = export.size.map(|size| Size(size).to_string()).unwrap_or_default();
+        let local = export.progress.map(|progress| progress.words()).unwrap_or_default();
+        let format = export.format.clone().unwrap_or_default();
+        vec![export.name.clone(), size, format, local, export.location.clone()]
+    };
+    output::table(&["name", "size", "format", "local", "location"], exports.iter().map(row))
 }
 
 /// How many reads of a device the kernel waits for (Documentation/block/stat.rst, `inflight`).

@@ -55,6 +55,7 @@ pub(super) fn run(command: CacheCommand, json: bool) -> Result<()> {
         CacheCommand::List(dir) => list(&look(&dir)?, json),
         CacheCommand::Usage(dir) => usage(&look(&dir)?, json),
         CacheCommand::Verify(dir) => verify(&look(&dir)?, json),
+        CacheCommand::Export(_) => Ok(()),
         CacheCommand::Drop { location, all, dir } => remove(look(&dir)?, location.as_deref(), all, json),
     }
 }

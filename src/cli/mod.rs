@@ -4,6 +4,7 @@ pub(crate) mod args;
 mod attach;
 mod cache;
 mod check;
+mod export;
 mod info;
 mod list;
 mod map;
@@ -13,7 +14,7 @@ mod serve;
 
 use crate::error::{Error, Result};
 use crate::output;
-use args::{Cli, Command};
+use args::{CacheCommand, Cli, Command};
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
@@ -32,6 +33,9 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut command, "thinorigin", &mut std::io::stdout());
             Ok(())
         }
+        Command::Cache { command: CacheCommand::Export(args) } => {
+            runtime()?.block_on(export::run(args, json))
+        }
         Command::Cache { command } => cache::run(command, json),
         Command::Man { dir } => output::manual(Cli::command(), &dir),
         command => runtime()?.block_on(run_async(command, json)),
@@ -49,6 +53,7 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::List(args) => list::run(args, json).await,
         Command::Attach(args) => attach::attach(args, json).await,
         Command::Attached { daemon } => attach::attached(&daemon, json).await,
+        Command::Exports { daemon } => attach::exports(&daemon, json).await,
         Command::Detach(args) => attach::detach(&args).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Cache { .. } => Ok(()),
     }

@@ -1,17 +1,18 @@
 //! `thinorigin cat` and `thinorigin warm`: both read the disk from end to end.
 
 use super::args::{Cat, Warm};
+use super::reading;
 use crate::error::{Error, Result};
 use crate::image::{Image, Piece};
 use crate::output;
+use crate::prefetch::{self, steps};
 use crate::size::Size;
+use crate::trace::Trace;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::ops::Range;
 
-/// How much is read at a time, in bytes.
-const STEP: u64 = 1 << 20;
-/// How many such reads are under way.
+/// How many reads are under way.
 const AHEAD: usize = 16;
 
 /// Writes guest bytes to stdout.
@@ -71,10 +72,15 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
         image.writable()?;
     }
     let mut ranges = args.ranges.iter().map(|text| parse_range(text)).collect::<Result<Vec<_>>>()?;
-    if ranges.is_empty() {
+    if let Some(trace) = &args.trace {
+        let trace = Trace::read(&reading::parse(trace)?, image.sources()).await?;
+        ranges = trace.plan(image.virtual_size(), prefetch::BLOCK);
+    }
+    let whole = ranges.is_empty() && args.trace.is_none();
+    if whole {
         ranges.push(0..image.virtual_size());
     }
-    let stored = stored_ranges(&image, &ranges).await?;
+    let stored = prefetch::stored(&image, &ranges).await?;
     let total = stored.iter().map(|range| range.end - range.start).sum();
     let bar = output::progress(total, "warming");
     let reads = stream::iter(stored.into_iter().flat_map(steps)).map(|step| {
@@ -89,6 +95,9 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
         reads.buffer_unordered(AHEAD).try_fold(0, |sum, local| async move { Ok(sum + local) }).await?;
     bar.finish_and_clear();
     let location = image.location().to_string();
+    if whole && local == total {
+        image.complete().await?;
+    }
     image.settle().await?;
     if json {
         output::json(&Warmed { location: location.clone(), data: total, local })?;
@@ -101,28 +110,6 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
             "{location}: the cache has no room for {missing} bytes: make it larger with --cache-size"
         ))),
     }
-}
-
-/// The parts of `ranges` that are not known to be zero.
-async fn stored_ranges(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
-    let mut stored = Vec::new();
-    for range in ranges {
-        let mut walk = image.walk(range.start, range.end.min(image.virtual_size()));
-        while let Some(stretch) = walk.next().await? {
-            if !stretch.zero {
-                stored.push(stretch.start..stretch.start + stretch.len);
-            }
-        }
-    }
-    Ok(stored)
-}
-
-/// `range` in steps.
-fn steps(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let end = range.end;
-    std::iter::successors(Some(range.start), |at| Some(at + STEP))
-        .take_while(move |&at| at < end)
-        .map(move |at| at..(at + STEP).min(end))
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>> {

@@ -6,6 +6,7 @@ use crate::image::{Gate, Image, OpenOptions};
 use backends::cache::Store;
 use backends::{Credentials, Location};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 impl Reading {
     /// The options as images are opened with. Makes the cache directory.
@@ -15,6 +16,7 @@ impl Reading {
             member: self.member.clone(),
             gate: Gate { allow: self.allow_reference.clone() },
             store: self.cache.open()?,
+            revalidate: self.cache.revalidate,
             sources: backends::Options::default()
                 .with_credentials(Credentials::load(self.credentials.as_deref())?),
         })
@@ -24,15 +26,16 @@ impl Reading {
     pub(crate) async fn open(&self, location: &str) -> Result<Opened> {
         let options = self.options()?;
         let image = Image::open(&parse(location)?, &options).await?;
-        Ok(Opened { image, store: options.store })
+        Ok(Opened { image: Arc::new(image), store: options.store, sources: options.sources })
     }
 }
 
 /// An image that a command reads, and the cache behind it.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    image: Image,
+    image: Arc<Image>,
     store: Option<Store>,
+    sources: backends::Options,
 }
 
 impl Opened {
@@ -47,6 +50,11 @@ impl Opened {
         }
     }
 
+    /// How other files are reached.
+    pub(crate) fn sources(&self) -> &backends::Options {
+        &self.sources
+    }
+
     /// Makes what the command fetched durable, so that the next one does not fetch it again.
     pub(crate) async fn settle(self) -> Result<()> {
         match self.store {
@@ -57,9 +65,9 @@ impl Opened {
 }
 
 impl std::ops::Deref for Opened {
-    type Target = Image;
+    type Target = Arc<Image>;
 
-    fn deref(&self) -> &Image {
+    fn deref(&self) -> &Arc<Image> {
         &self.image
     }
 }

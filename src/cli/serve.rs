@@ -6,6 +6,7 @@ use crate::daemon::admin::{self, Control};
 use crate::daemon::{Attachments, Entry, Registry, admin_path, record};
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
+use crate::prefetch::Wishes;
 use nbd::{Limits, Listener, Server, Tls};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,18 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     let store = options.store.clone();
     let tls =
         args.tls_certificates.as_deref().map(|directory| tls(directory, args.tls_verify_peer)).transpose()?;
-    let registry = Arc::new(Registry::new(entries(&args.exports, &options)?)?);
+    let mut entries = entries(&args.exports, &options)?;
+    let wishes = Wishes { trace: None, whole: args.prefetch, published: !args.no_published_trace };
+    entries.iter_mut().for_each(|entry| *entry.wishes() = wishes.clone());
+    for argument in &args.prefetch_trace {
+        let (entry, trace) = named(&mut entries, argument, "--prefetch-trace")?;
+        entry.wishes().trace = Some(reading::parse(trace)?);
+    }
+    for argument in &args.record_trace {
+        let (entry, file) = named(&mut entries, argument, "--record-trace")?;
+        entry.record(PathBuf::from(file));
+    }
+    let registry = Arc::new(Registry::new(entries)?);
     let sockets = Sockets::bind(&args).await?;
     if !args.lazy {
         registry.open_all().await?;
@@ -50,7 +62,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
         });
     }
     if let Some((listener, path)) = sockets.admin {
-        let attachments = Attachments::open(record::directory(&path), options)?;
+        let attachments = Attachments::open(record::directory(&path), options, wishes)?;
         attachments.adopt().await;
         let rescuing = attachments.clone();
         tokio::spawn(async move { rescuing.keep_rescuing().await });
@@ -121,14 +133,33 @@ fn end_when_unused(attachments: Arc<Attachments>, stop: CancellationToken) {
     });
 }
 
+/// Splits `[NAME=]REST`. What stands before the first `=` is a name unless it is the beginning of a path or URL.
+fn split_name(argument: &str) -> (Option<&str>, &str) {
+    match argument.split_once('=') {
+        Some((name, rest)) if !name.contains(['/', ':']) => (Some(name), rest),
+        _ => (None, argument),
+    }
+}
+
+/// The export that `[NAME=]REST`, the value of `option`, is about: the first, if no name stands there. And the rest.
+fn named<'a, 'b>(
+    entries: &'a mut [Entry],
+    argument: &'b str,
+    option: &str,
+) -> Result<(&'a mut Entry, &'b str)> {
+    let (name, rest) = split_name(argument);
+    let entry = entries.iter_mut().find(|entry| name.is_none_or(|name| entry.name() == name));
+    entry.map(|entry| (entry, rest)).ok_or_else(|| {
+        let what = name
+            .map_or_else(|| "there is no export".to_owned(), |name| format!("no export is called {name:?}"));
+        Error::usage(format!("{option} {argument}: {what}"))
+    })
+}
+
 /// Parses `[NAME=]LOCATION` arguments.
 fn entries(arguments: &[String], options: &OpenOptions) -> Result<Vec<Entry>> {
     let entry = |argument: &String| {
-        let (name, location) = match argument.split_once('=') {
-            // What stands before the first `=` is a name unless it is the beginning of a path or URL.
-            Some((name, location)) if !name.contains(['/', ':']) => (Some(name), location),
-            _ => (None, argument.as_str()),
-        };
+        let (name, location) = split_name(argument);
         let location = reading::parse(location)?;
         let name = name.map_or_else(|| default_name(&location.file_name()), str::to_owned);
         if name.is_empty() || name.len() > 4096 {

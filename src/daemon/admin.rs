@@ -1,6 +1,6 @@
 //! The control socket: HTTP and JSON on a unix socket that only the owner may open.
 
-use super::api::{AttachRequest, Attached, Health, Problem};
+use super::api::{AttachRequest, Attached, Exported, Health, Problem};
 use super::{Attachments, Registry};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{Query, State};
@@ -24,6 +24,7 @@ pub(crate) struct Control {
 pub(crate) async fn serve(listener: UnixListener, control: Control, stop: CancellationToken) -> Result<()> {
     let router = Router::new()
         .route("/v1/health", get(health))
+        .route("/v1/exports", get(exports))
         .route("/v1/attachments", get(list).post(attach).delete(detach))
         .with_state(control);
     axum::serve(listener, router)
@@ -41,8 +42,24 @@ async fn health(State(control): State<Control>) -> Json<Health> {
     })
 }
 
-async fn list(State(control): State<Control>) -> Json<Vec<Attached>> {
-    Json(control.attachments.list())
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(default)]
+    progress: bool,
+}
+
+async fn list(
+    State(control): State<Control>,
+    Query(Listing { progress }): Query<Listing>,
+) -> Json<Vec<Attached>> {
+    Json(match progress {
+        true => control.attachments.list_with_progress().await,
+        false => control.attachments.list(),
+    })
+}
+
+async fn exports(State(control): State<Control>) -> Json<Vec<Exported>> {
+    Json(control.registry.describe().await)
 }
 
 async fn attach(

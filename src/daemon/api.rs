@@ -1,5 +1,6 @@
 //! What goes over the control socket, as JSON.
 
+use crate::export::Progress;
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/attachments`: make an image a kernel device.
@@ -28,6 +29,9 @@ pub struct AttachRequest {
     /// Number of the nbd device to use; absent: one that is free.
     #[serde(default)]
     pub index: Option<u32>,
+    /// Whether servers are asked for the version of objects, too, that the cache has all of.
+    #[serde(default)]
+    pub revalidate: bool,
 }
 
 /// An image that is a kernel device.
@@ -49,6 +53,29 @@ pub struct Attached {
     pub size: u64,
     /// Whether reads are answered. False after a restart while the image cannot be opened: reads wait.
     pub serving: bool,
+    /// How much of it is local; absent where that cannot be said at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// An image that is exported under a name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exported {
+    /// Its name.
+    pub name: String,
+    /// The image, without secrets.
+    pub location: String,
+    /// Whether it was opened yet: `--lazy` waits until somebody asks for it.
+    pub open: bool,
+    /// The image's format; absent before it is open, as is what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Size of the virtual disk in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// How much of it is local; absent where that cannot be said at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
 }
 
 /// An error as it goes over the socket.

@@ -10,6 +10,7 @@ use super::takeover::Stranded;
 use crate::error::{Error, Result};
 use crate::export::{ImageExport, READ_DEADLINE};
 use crate::image::{Gate, Image, OpenOptions};
+use crate::prefetch::Wishes;
 use nbd::kernel::{self, Connect, Device};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -35,6 +36,8 @@ pub(super) const BACKEND: &str = "thinorigin:";
 pub(crate) struct Attachments {
     pub(super) records: Records,
     options: OpenOptions,
+    /// What is fetched of every image in the background.
+    wishes: Wishes,
     live: Mutex<HashMap<String, Live>>,
     /// Devices of an earlier server whose image cannot be opened at the moment, by key. Reads of them wait.
     stranded: Mutex<HashMap<String, Stranded>>,
@@ -70,16 +73,19 @@ pub(super) struct Live {
 /// The tasks that answer a device's sockets.
 #[derive(Debug)]
 pub(super) struct Serving {
+    export: Arc<ImageExport>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Attachments {
-    /// No devices yet; records are kept in `directory`, images are opened with `options`.
-    pub(crate) fn open(directory: PathBuf, options: OpenOptions) -> Result<Arc<Self>> {
+    /// No devices yet; records are kept in `directory`, images are opened with `options`, and of each is fetched what
+    /// `wishes` say.
+    pub(crate) fn open(directory: PathBuf, options: OpenOptions, wishes: Wishes) -> Result<Arc<Self>> {
         Ok(Arc::new(Attachments {
             records: Records::open(directory)?,
             options,
+            wishes,
             live: Mutex::default(),
             stranded: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -93,6 +99,17 @@ impl Attachments {
         list.extend(self.stranded().values().map(Stranded::describe));
         list.sort_by_key(|attached| attached.index);
         list
+    }
+
+    /// As [`list`](Self::list), with how much of each is local.
+    pub(crate) async fn list_with_progress(&self) -> Vec<Attached> {
+        let exports: HashMap<String, Arc<ImageExport>> =
+            self.live().iter().map(|(key, live)| (key.clone(), live.serving.export.clone())).collect();
+        let looks = self.list().into_iter().map(async |attached| match exports.get(&attached.key) {
+            Some(export) => Attached { progress: export.progress().await, ..attached },
+            None => attached,
+        });
+        futures_util::future::join_all(looks).await
     }
 
     /// Makes the image a device, or answers with the device that `request.key` already has. Should this be dropped
@@ -112,7 +129,7 @@ impl Attachments {
         if let Some(stranded) = stranded {
             return self.serve_again(stranded, &image).await;
         }
-        let (kernel_ends, serving) = serve(&image)?;
+        let (kernel_ends, serving) = self.serve(&image)?;
         let connect = Connect {
             index: request.index,
             size: device_size(&image),
@@ -218,6 +235,7 @@ impl Attachments {
             image: formats::Options { format: format.transpose()?, snapshot: request.snapshot.clone() },
             member: request.member.clone(),
             gate: Gate { allow: request.allow_reference.clone() },
+            revalidate: request.revalidate || self.options.revalidate,
             ..self.options.clone()
         };
         let image = Image::open(&request.location.parse()?, &options).await?;
@@ -225,6 +243,30 @@ impl Attachments {
             Some(pin) if *pin != image.pin() => Err(changed(&image.location().to_string())),
             _ => Ok(Arc::new(image)),
         }
+    }
+
+    /// Serves `image` on new socket pairs; returns the kernel's ends.
+    pub(super) fn serve(&self, image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
+        let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
+        let export = ImageExport::new(image.location().to_string(), image.clone())
+            .with_background(self.wishes.clone(), self.options.sources.clone());
+        let export = Arc::new(export);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let mut kernel_ends = Vec::new();
+        for _ in 0..SOCKETS {
+            let (kernel_end, own_end) = UnixStream::pair().map_err(fail)?;
+            own_end.set_nonblocking(true).map_err(fail)?;
+            let own_end = tokio::net::UnixStream::from_std(own_end).map_err(fail)?;
+            kernel_ends.push(kernel_end);
+            let (export, stop) = (export.clone(), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = nbd::serve_transmission(own_end, export, stop).await {
+                    tracing::error!("a kernel connection failed: {error}");
+                }
+            });
+        }
+        Ok((kernel_ends, Serving { export, stop, tasks }))
     }
 
     pub(super) fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
@@ -265,29 +307,8 @@ pub(super) fn describe(key: &str, device: &Device, image: &Image) -> Attached {
         pin: image.pin(),
         size: image.virtual_size(),
         serving: true,
+        progress: None,
     }
-}
-
-/// Serves `image` on new socket pairs; returns the kernel's ends.
-pub(super) fn serve(image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
-    let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
-    let export = Arc::new(ImageExport::new(image.location().to_string(), image.clone()));
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
-    let mut kernel_ends = Vec::new();
-    for _ in 0..SOCKETS {
-        let (kernel_end, own_end) = UnixStream::pair().map_err(fail)?;
-        own_end.set_nonblocking(true).map_err(fail)?;
-        let own_end = tokio::net::UnixStream::from_std(own_end).map_err(fail)?;
-        kernel_ends.push(kernel_end);
-        let (export, stop) = (export.clone(), stop.clone());
-        tasks.spawn(async move {
-            if let Err(error) = nbd::serve_transmission(own_end, export, stop).await {
-                tracing::error!("a kernel connection failed: {error}");
-            }
-        });
-    }
-    Ok((kernel_ends, Serving { stop, tasks }))
 }
 
 /// Runs a call that the kernel may keep waiting.

@@ -1,7 +1,7 @@
 //! Asks a running server over its control socket.
 
 use super::admin_path;
-use super::api::{AttachRequest, Attached, Problem};
+use super::api::{AttachRequest, Attached, Exported, Problem};
 use crate::error::{Error, Result};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
@@ -49,6 +49,16 @@ impl Client {
     /// Everything that is attached.
     pub async fn attached(&self) -> Result<Vec<Attached>> {
         self.send(self.request(Method::GET, "attachments")).await
+    }
+
+    /// As [`attached`](Self::attached), with how much of each is local, which may take two seconds to find out.
+    pub async fn attached_with_progress(&self) -> Result<Vec<Attached>> {
+        self.send(self.request(Method::GET, "attachments").query(&[("progress", "true")])).await
+    }
+
+    /// Everything that is exported by name, with how much of it is local.
+    pub async fn exports(&self) -> Result<Vec<Exported>> {
+        self.send(self.request(Method::GET, "exports")).await
     }
 
     /// Detaches what `key` names. `None`: nothing has that key.

@@ -13,7 +13,7 @@ pub(crate) mod record;
 pub(crate) mod spawn;
 mod takeover;
 
-pub use api::{AttachRequest, Attached};
+pub use api::{AttachRequest, Attached, Exported};
 pub(crate) use attachments::Attachments;
 pub use client::Client;
 pub(crate) use exports::{Entry, Registry};

@@ -1,7 +1,7 @@
 //! Devices that an earlier server left behind: found, served again, or let go.
 
 use super::api::Attached;
-use super::attachments::{Attachments, BACKEND, Live, backend, blocking, describe, serve, timers};
+use super::attachments::{Attachments, BACKEND, Live, backend, blocking, describe, timers};
 use super::record::Record;
 use crate::error::Result;
 use crate::image::Image;
@@ -85,7 +85,7 @@ impl Attachments {
         Stranded { record, device }: Stranded,
         image: &Arc<Image>,
     ) -> Result<Attached> {
-        let (kernel_ends, serving) = serve(image)?;
+        let (kernel_ends, serving) = self.serve(image)?;
         let attached = describe(&record.request.key, &device, image);
         let connect = Connect { backend: device.backend().to_owned(), ..timers() };
         blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
@@ -110,6 +110,7 @@ impl Stranded {
             pin: request.pin.clone().unwrap_or_default(),
             size: *size,
             serving: false,
+            progress: None,
         }
     }
 }

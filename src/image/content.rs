@@ -115,6 +115,55 @@ impl Content {
         matches!(self.body, Body::Local(..))
     }
 
+    /// Whether it goes through the cache.
+    pub(crate) fn has_cache(&self) -> bool {
+        match &self.body {
+            Body::Cached(..) => true,
+            Body::Packed(file) => file.has_cache(),
+            Body::Local(..) | Body::Remote(_) => false,
+        }
+    }
+
+    /// Finds out what earlier processes left in the cache, for [`locality`](Self::locality).
+    pub(crate) async fn take_stock(&self) {
+        match &self.body {
+            Body::Cached(_, object) => object.take_stock().await,
+            Body::Packed(file) => file.take_stock().await,
+            Body::Local(..) | Body::Remote(_) => {}
+        }
+    }
+
+    /// Whether the byte at `range.start` is on this machine, and for how many bytes of `range`, which lies inside the
+    /// file and is not empty, the same holds.
+    pub(crate) fn locality(&self, range: Range<u64>) -> (bool, u64) {
+        let len = range.end - range.start;
+        let range = self.place_of(range);
+        match &self.body {
+            Body::Local(..) => (true, len),
+            Body::Cached(_, object) => object.locality(&range),
+            Body::Remote(_) => (false, len),
+            Body::Packed(file) => file.locality(&range),
+        }
+    }
+
+    /// Whether nothing of it was in the cache when it was opened; false without a cache.
+    pub(crate) fn is_fresh(&self) -> bool {
+        match &self.body {
+            Body::Cached(_, object) => object.is_fresh(),
+            Body::Packed(file) => file.is_fresh(),
+            Body::Local(..) | Body::Remote(_) => false,
+        }
+    }
+
+    /// Notes that the cache has all that is needed of it. Waits for the disk.
+    pub(crate) fn mark_complete(&self) {
+        match &self.body {
+            Body::Cached(_, object) => object.mark_complete(),
+            Body::Packed(file) => file.mark_complete(),
+            Body::Local(..) | Body::Remote(_) => {}
+        }
+    }
+
     /// Where `range`, which lies inside the file, is at hand, if all of it is. Does not wait.
     pub(crate) fn peek(&self, range: Range<u64>, out: &mut Spans) -> bool {
         let range = self.place_of(range);

@@ -150,6 +150,35 @@ impl CachedLayer {
         Ok(object.get(range, out).await?)
     }
 
+    /// Whether something of it can go to the cache.
+    pub(crate) fn has_cache(&self) -> bool {
+        self.decoded.is_some() || self.files.files.iter().any(Content::has_cache)
+    }
+
+    /// Finds out what earlier processes left in the cache, for the localities of this layer.
+    pub(crate) async fn take_stock(&self) {
+        for file in &self.files.files {
+            file.take_stock().await;
+        }
+        if let Some(object) = &self.decoded {
+            object.take_stock().await;
+        }
+    }
+
+    /// Whether the first decoded byte of `range`, which is not empty, is on this machine, and for how many of its bytes
+    /// the same holds.
+    pub(crate) fn decoded_locality(&self, range: &Range<u64>) -> (bool, u64) {
+        self.decoded.as_ref().map_or((false, range.end - range.start), |object| object.locality(range))
+    }
+
+    /// Notes that the cache has all that is needed of this layer. Waits for the disk.
+    pub(crate) fn mark_complete(&self) {
+        if let Some(object) = &self.decoded {
+            object.mark_complete();
+        }
+        self.files.files.iter().for_each(Content::mark_complete);
+    }
+
     /// Makes the decoded bytes of `range` local. Says whether they are.
     pub(crate) async fn warm_decoded(&self, range: Range<u64>) -> Result<bool> {
         match &self.decoded {

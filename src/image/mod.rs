@@ -17,13 +17,14 @@ pub(crate) use content::gather;
 pub use gate::Gate;
 pub use open::OpenOptions;
 pub use read::{Piece, Pieces};
-pub use status::{Stretch, Walk};
+pub use status::{Coverage, Stretch, Walk};
 
 use crate::error::{Error, Result};
 use backends::{Identity, Location};
 use formats::{Chain, Extent, Kind, Runs, TableCache, TableRef};
 use layer::CachedLayer;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// An open image with its parents. Cheap to share; all methods take `&self`.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Image {
     location: Location,
     chain: Chain,
     layers: Vec<CachedLayer>,
+    /// Reads under way that nothing local answered. What is fetched in the background makes room for them.
+    waiting: AtomicUsize,
 }
 
 impl Image {
@@ -44,7 +47,12 @@ impl Image {
             .into_iter()
             .map(|files| CachedLayer::new(files, options.store.as_ref()))
             .collect::<Result<_>>()?;
-        Ok(Image { location: location.clone(), chain, layers })
+        Ok(Image { location: location.clone(), chain, layers, waiting: AtomicUsize::new(0) })
+    }
+
+    /// How many reads wait for a server, or a decoder, at this moment.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Where the image is.
@@ -73,6 +81,33 @@ impl Image {
         let files = || self.layers.iter().map(|layer| &layer.files);
         files()
             .all(|files| !files.layer.info().compressed && files.files.iter().all(content::Content::is_local))
+    }
+
+    /// Whether something of it can go to a cache.
+    pub fn has_cache(&self) -> bool {
+        self.layers.iter().any(CachedLayer::has_cache)
+    }
+
+    /// Whether the cache had nothing of the image's own file when it was opened.
+    pub fn is_fresh(&self) -> bool {
+        self.layers
+            .first()
+            .and_then(|layer| layer.files.files.first())
+            .is_some_and(content::Content::is_fresh)
+    }
+
+    /// Notes that the cache has all that is needed of the image, so that the next opening asks no server, if that is so.
+    /// Says whether it is.
+    pub async fn complete(self: &Arc<Self>) -> Result<bool> {
+        let Coverage { data, local } = self.coverage().await?;
+        if local < data {
+            return Ok(false);
+        }
+        let image = self.clone();
+        let marked =
+            tokio::task::spawn_blocking(move || image.layers.iter().for_each(CachedLayer::mark_complete));
+        marked.await.map_err(|_| Error::failed("saving the cache ended before its time"))?;
+        Ok(true)
     }
 
     /// The image's own format.

@@ -22,6 +22,8 @@ pub struct OpenOptions {
     pub gate: Gate,
     /// Where blocks of remote objects and decoded clusters are kept; `None` keeps a little in memory only.
     pub store: Option<Store>,
+    /// Whether servers are asked for the version of objects, too, that the store has all of.
+    pub revalidate: bool,
     /// How sources are reached.
     pub sources: backends::Options,
 }
@@ -106,15 +108,24 @@ fn same_file(one: &Identity, other: &Identity) -> bool {
 }
 
 pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
-    let source = match (backends::open(location, &options.sources).await, &options.store) {
-        (Err(error), Some(store)) if error.kind == backends::Kind::Unreachable => {
-            let Some(identity) = store.known(location) else { return Err(error.into()) };
+    let away = |identity| AnySource::Away(Box::new(AwaySource::new(location, identity, &options.sources)));
+    let store = options.store.as_ref();
+    if !options.revalidate
+        && let Some(identity) = store.and_then(|store| store.complete(location))
+    {
+        return Content::new(away(identity), store);
+    }
+    let source = match backends::open(location, &options.sources).await {
+        Err(error) if error.kind == backends::Kind::Unreachable => {
+            let Some(identity) = store.and_then(|store| store.known(location)) else {
+                return Err(error.into());
+            };
             tracing::warn!("{error}; what the cache has of it is served");
-            AnySource::Away(Box::new(AwaySource::new(location, identity, &options.sources)))
+            away(identity)
         }
-        (source, _) => source?,
+        source => source?,
     };
-    Content::new(source, options.store.as_ref())
+    Content::new(source, store)
 }
 
 /// Opens the first of the names a child gives its parent that exists and holds the right content.

@@ -100,6 +100,31 @@ impl PackedFile {
         Ok(())
     }
 
+    pub(super) fn has_cache(&self) -> bool {
+        self.decoded.is_some()
+    }
+
+    pub(super) async fn take_stock(&self) {
+        if let Some(object) = &self.decoded {
+            object.take_stock().await;
+        }
+    }
+
+    pub(super) fn locality(&self, range: &Range<u64>) -> (bool, u64) {
+        self.decoded.as_ref().map_or((false, range.end - range.start), |object| object.locality(range))
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        self.blocks.inner.is_fresh()
+    }
+
+    pub(super) fn mark_complete(&self) {
+        if let Some(object) = &self.decoded {
+            object.mark_complete();
+        }
+        self.blocks.inner.mark_complete();
+    }
+
     pub(super) async fn warm(&self, range: Range<u64>) -> Result<bool> {
         match &self.decoded {
             Some(object) => Ok(object.warm(range).await?),

@@ -11,6 +11,7 @@ use formats::{Extent, Kind, Resolved, Unit};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use smallvec::SmallVec;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 /// Consecutive guest bytes of a reply.
 #[derive(Clone, Debug)]
@@ -33,6 +34,22 @@ enum Part {
     Plain(Extent),
     /// Neighbouring compressed units of one layer.
     Compressed { layer: usize, range: Range<u64>, units: Vec<Unit> },
+}
+
+/// A read that waits, until dropped.
+struct Waiting<'a>(&'a Image);
+
+impl<'a> Waiting<'a> {
+    fn new(image: &'a Image) -> Self {
+        image.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(image)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Image {
@@ -81,6 +98,7 @@ impl Image {
     /// Where the bytes `at..at + len` are, fetched if need be. The range must lie inside the disk. Dropping the
     /// future abandons the read; fetches that other readers may wait for go on.
     pub async fn read(&self, at: u64, len: u64) -> Result<Pieces> {
+        let _waiting = Waiting::new(self);
         let parts = self.resolve(at, len).await?;
         let fetched: Vec<Pieces> =
             stream::iter(parts).map(|part| self.fetch(part)).buffered(CONCURRENT).try_collect().await?;

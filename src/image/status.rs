@@ -21,6 +21,17 @@ pub struct Stretch {
     pub data: bool,
     /// Whether it is stored compressed.
     pub compressed: bool,
+    /// Whether it can be read without asking a server. Told only by [`Image::walk_local`].
+    pub local: bool,
+}
+
+/// How much of a disk is on this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Bytes that are not known to be zero.
+    pub data: u64,
+    /// How many of them can be read without asking a server.
+    pub local: u64,
 }
 
 /// Walks the disk's status from an offset on; adjacent equal stretches come merged.
@@ -30,12 +41,35 @@ pub struct Walk<'a> {
     at: u64,
     end: u64,
     ahead: Option<Stretch>,
+    /// Whether what is local and what is not are told apart.
+    locality: bool,
 }
 
 impl Image {
     /// The status of `start..end`, which lies inside the disk. Reads leaf tables, no data.
     pub fn walk(&self, start: u64, end: u64) -> Walk<'_> {
-        Walk { image: self, at: start, end, ahead: None }
+        Walk { image: self, at: start, end, ahead: None, locality: false }
+    }
+
+    /// As [`walk`](Self::walk), telling also what is local.
+    pub async fn walk_local(&self, start: u64, end: u64) -> Walk<'_> {
+        for layer in &self.layers {
+            layer.take_stock().await;
+        }
+        Walk { locality: true, ..self.walk(start, end) }
+    }
+
+    /// How much of the disk is local. Reads every leaf table, which may mean asking a server for it.
+    pub async fn coverage(&self) -> Result<Coverage> {
+        let mut coverage = Coverage::default();
+        let mut walk = self.walk_local(0, self.virtual_size()).await;
+        while let Some(stretch) = walk.next().await? {
+            if !stretch.zero {
+                coverage.data += stretch.len;
+                coverage.local += if stretch.local { stretch.len } else { 0 };
+            }
+        }
+        Ok(coverage)
     }
 }
 
@@ -65,7 +99,11 @@ impl Walk<'_> {
             return Ok(None);
         }
         let extent = self.image.extent(self.at, self.end - self.at).await?;
-        let stretch = self.image.stretch(extent)?;
+        let mut stretch = self.image.stretch(extent)?;
+        if self.locality {
+            let (local, len) = self.image.locality(&Extent { len: stretch.len, ..extent })?;
+            stretch = Stretch { local: local || stretch.zero, len, ..stretch };
+        }
         self.at += stretch.len;
         Ok(Some(stretch))
     }
@@ -89,10 +127,31 @@ impl Image {
     }
 }
 
+impl Image {
+    /// Whether `extent` is local, and for how many of its bytes that holds.
+    fn locality(&self, extent: &Extent) -> Result<(bool, u64)> {
+        let layer = self.layer(extent.layer)?;
+        Ok(match extent.kind {
+            Kind::Zero | Kind::Unallocated => (true, extent.len),
+            Kind::Compressed(_) => layer.decoded_locality(&(extent.start..extent.start + extent.len)),
+            Kind::Data { file, at } => {
+                let file = layer.files.file(file)?;
+                match file.len().saturating_sub(at).min(extent.len) {
+                    // Past the file's end are zeros.
+                    0 => (true, extent.len),
+                    inside => match file.locality(at..at + inside) {
+                        (true, len) if len == inside => (true, extent.len),
+                        locality => locality,
+                    },
+                }
+            }
+        })
+    }
+}
+
 impl Stretch {
     fn same_status(&self, other: &Stretch) -> bool {
-        (self.layer, self.present, self.zero, self.data, self.compressed)
-            == (other.layer, other.present, other.zero, other.data, other.compressed)
+        Stretch { start: other.start, len: other.len, ..*self } == *other
     }
 }
 
@@ -102,6 +161,6 @@ impl From<Extent> for Stretch {
         let present = kind != Kind::Unallocated;
         let zero = matches!(kind, Kind::Zero | Kind::Unallocated);
         let compressed = matches!(kind, Kind::Compressed(_));
-        Stretch { start, len, layer, present, zero, data: !zero, compressed }
+        Stretch { start, len, layer, present, zero, data: !zero, compressed, local: false }
     }
 }

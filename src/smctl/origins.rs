@@ -67,6 +67,7 @@ impl Origins for Server {
                 allow_reference: Vec::new(),
                 pin: Some(identity.to_owned()),
                 index: None,
+                revalidate: false,
             };
             spawn::attach(&self.address, &self.options, &request).await
         };

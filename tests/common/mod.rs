@@ -180,6 +180,11 @@ impl Http {
         run(Self::SCRIPT, &["start", text(&self.state), "--root", text(root.path())]);
     }
 
+    /// How many requests were answered so far.
+    pub(crate) fn requests(&self) -> usize {
+        fs::read_to_string(&self.log).unwrap().lines().count()
+    }
+
     /// How many bytes of bodies were sent so far.
     pub(crate) fn bytes_sent(&self) -> u64 {
         let log = fs::read_to_string(&self.log).unwrap();

@@ -83,6 +83,29 @@ pub(super) fn touch(directory: &Path) -> io::Result<()> {
     File::options().write(true).open(directory.join("meta"))?.set_modified(SystemTime::now())
 }
 
+/// The file that says that all of an object was local once. Without it, or with it and blocks missing, nothing is wrong
+/// that the object's server could not mend; it says only that the server need not be asked when the object is opened.
+const COMPLETE: &str = "complete";
+
+/// Notes that all of the object in `directory` is local.
+pub(super) fn set_complete(directory: &Path) -> io::Result<()> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(directory.join(COMPLETE))?;
+    File::open(directory)?.sync_all()
+}
+
+/// Forgets that note, before the first block goes.
+pub(super) fn clear_complete(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_file(directory.join(COMPLETE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it stands.
+pub(super) fn is_complete(directory: &Path) -> bool {
+    directory.join(COMPLETE).exists()
+}
+
 /// When the object in `directory` was last opened. Nothing, which is before all times, if that cannot be said.
 pub(super) fn opened(directory: &Path) -> Option<SystemTime> {
     directory.join("meta").metadata().and_then(|meta| meta.modified()).ok()

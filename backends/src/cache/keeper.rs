@@ -189,6 +189,11 @@ impl Keeper {
         }
         core.hand.store(at, Ordering::Relaxed);
         if !victims.is_empty()
+            && let Err(error) = disk::clear_complete(&core.directory())
+        {
+            core.store.failed("an object cannot be marked as incomplete", &error);
+        }
+        if !victims.is_empty()
             && let Some(lease) = core.renew_lease()
         {
             self.evicting.push(Eviction {
@@ -247,6 +252,7 @@ fn evict_closed(store: &Shared, goal: u64) -> u64 {
 fn shrink(directory: &std::path::Path, goal: u64) -> io::Result<u64> {
     let (key, geometry) = disk::read_meta(directory)?;
     let disk = Disk::own(directory, &key, geometry)?;
+    disk::clear_complete(directory)?;
     let (mut at, mut freed) = (0, 0);
     while let Some(run) = disk.stored(at) {
         if freed >= goal {

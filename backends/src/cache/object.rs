@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub(super) struct Core {
     lease: ArcSwapOption<Lease>,
     /// Blocks that are in the file and whole.
     ready: Bits,
+    /// Blocks that were in the index when somebody asked what is local; they are not ready until they are looked at.
+    recorded: OnceLock<Bits>,
     /// Blocks that were used again after they were fetched, since the last time eviction looked.
     pub(super) touched: Bits,
     pub(super) flights: Arc<Table>,
@@ -76,6 +79,7 @@ impl Core {
             foreign: OnceLock::new(),
             lease: ArcSwapOption::empty(),
             ready: Bits::new(geometry.blocks()),
+            recorded: OnceLock::new(),
             touched: Bits::new(geometry.blocks()),
             flights: Arc::default(),
             streams: Mutex::new(Streams::new(geometry.block, geometry.blocks(), max)),
@@ -86,6 +90,11 @@ impl Core {
             written: AtomicU64::new(0),
             hand: AtomicU64::new(0),
         }
+    }
+
+    /// Where its files are.
+    pub(super) fn directory(&self) -> PathBuf {
+        self.store.root().join(&self.name)
     }
 
     /// Whether nothing of it outlives this process, since nothing says which version of the object it is.
@@ -99,7 +108,7 @@ impl Core {
             let opened = match self.nameless() {
                 true => Disk::nameless(self.store.root(), self.geometry),
                 false => {
-                    let directory = self.store.root().join(&self.name);
+                    let directory = self.directory();
                     Disk::own(&directory, &self.key, self.geometry)
                         .and_then(|disk| super::disk::touch(&directory).map(|()| disk))
                 }
@@ -128,7 +137,7 @@ impl Core {
             return Some(disk);
         }
         if self.foreign.get().is_none() {
-            let directory = self.store.root().join(&self.name);
+            let directory = self.directory();
             let disk = Disk::read_only(&directory, &self.key, self.geometry).ok()?;
             let _ = self.foreign.set(disk);
         }
@@ -156,7 +165,17 @@ impl Core {
 
     /// Makes `blocks` unready, so that no span taken from now on refers to them.
     pub(super) fn unready(&self, blocks: Range<u64>) {
-        blocks.for_each(|block| self.ready.clear(block));
+        for block in blocks {
+            self.ready.clear(block);
+            if let Some(recorded) = self.recorded.get() {
+                recorded.clear(block);
+            }
+        }
+    }
+
+    /// Whether `block` is in the file, as far as can be said without reading it.
+    fn is_local(&self, block: u64) -> bool {
+        self.ready.get(block) || self.recorded.get().is_some_and(|recorded| recorded.get(block))
     }
 
     /// Replaces the lease, and returns what spans handed out before hold. Once that is gone nobody uses a block that
@@ -367,6 +386,53 @@ impl<F: Fill> Object<F> {
                 Some(flight) => flight.landed().await,
                 None => return Ok(self.core.is_ready(blocks)),
             }
+        }
+    }
+
+    /// Finds out which blocks an earlier process left, for [`locality`](Self::locality). The second call does nothing.
+    pub async fn take_stock(self: &Arc<Self>) {
+        if self.core.recorded.get().is_some() {
+            return;
+        }
+        let core = self.core.clone();
+        // If it fails nothing counts as left.
+        let _ = tokio::task::spawn_blocking(move || {
+            core.recorded.get_or_init(|| {
+                let bits = Bits::new(core.geometry.blocks());
+                let left = core.readable().map(Disk::recorded).and_then(Result::ok).unwrap_or_default();
+                left.into_iter().for_each(|run| bits.set(run));
+                bits
+            });
+        })
+        .await;
+    }
+
+    /// Whether the byte at `range.start` is in the file, and for how many bytes of `range`, which lies inside the object
+    /// and is not empty, the same holds. What an earlier process left counts once [`take_stock`](Self::take_stock) was
+    /// called.
+    pub fn locality(&self, range: &Range<u64>) -> (bool, u64) {
+        let blocks = self.core.geometry.touched(range);
+        let local = self.core.is_local(blocks.start);
+        let end = (blocks.start + 1..blocks.end).find(|block| self.core.is_local(*block) != local);
+        let end = end.map_or(range.end, |block| self.core.geometry.bytes(&(block..block + 1)).start);
+        (local, end - range.start)
+    }
+
+    /// Whether nothing of it was in the store when it was opened.
+    pub fn is_fresh(&self) -> bool {
+        self.core.disk().is_some_and(|disk| disk.fresh)
+    }
+
+    /// Notes that all that readers of the object need is in the store, after making it durable, so that
+    /// [`Store::complete`](super::Store::complete) finds it. Evicting any of it takes the note away. Waits for the disk.
+    pub fn mark_complete(&self) {
+        let core = &self.core;
+        if core.nameless() || core.disk().is_none() {
+            return;
+        }
+        core.store.save();
+        if let Err(error) = super::disk::set_complete(&core.directory()) {
+            core.store.failed("an object cannot be marked as complete", &error);
         }
     }
 

@@ -131,13 +131,23 @@ impl Store {
 
     /// What was last known of the object at `location`, if something of it is in the store.
     pub fn known(&self, location: &crate::Location) -> Option<crate::Identity> {
+        self.latest(location, |_| true)
+    }
+
+    /// What is known of the object at `location` if all that readers of it need is in the store
+    /// ([`Object::mark_complete`]): of several contents, the one that was opened last.
+    pub fn complete(&self, location: &crate::Location) -> Option<crate::Identity> {
+        self.latest(location, disk::is_complete)
+    }
+
+    fn latest(&self, location: &crate::Location, wanted: fn(&Path) -> bool) -> Option<crate::Identity> {
         let plain = location.to_string();
         // The same bucket and key may be on several servers, which identities tell apart.
         let on_a_server = format!("{plain} at ");
         let known = disk::directories(&self.shared.root).ok()?.into_iter().filter_map(|directory| {
             let (Key { identity, part }, _) = disk::read_meta(&directory).ok()?;
             let same = identity.location == plain || identity.location.starts_with(&on_a_server);
-            (same && part == "raw").then(|| (disk::opened(&directory), identity))
+            (same && part == "raw" && wanted(&directory)).then(|| (disk::opened(&directory), identity))
         });
         known.max_by_key(|(opened, _)| *opened).map(|(_, identity)| identity)
     }
