@@ -95,7 +95,7 @@ async fn trace(image: &Image, wishes: &Wishes, sources: &backends::Options) -> O
 async fn whole(image: &Arc<Image>) {
     let mut rest = REST;
     loop {
-        match stored(image, &[0..image.virtual_size()]).await {
+        match stored(image, 0..image.virtual_size()).await {
             Ok(ranges) => break patiently(image, ranges).await,
             Err(error) => tracing::debug!("{error}"),
         }
@@ -109,15 +109,13 @@ async fn whole(image: &Arc<Image>) {
     }
 }
 
-/// The parts of `ranges` that are not known to be zero.
-pub(crate) async fn stored(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+/// The parts of `range` that are not known to be zero.
+pub(crate) async fn stored(image: &Image, range: Range<u64>) -> Result<Vec<Range<u64>>> {
     let mut stored = Vec::new();
-    for range in ranges {
-        let mut walk = image.walk(range.start, range.end.min(image.virtual_size()));
-        while let Some(stretch) = walk.next().await? {
-            if !stretch.zero {
-                stored.push(stretch.start..stretch.start + stretch.len);
-            }
+    let mut walk = image.walk(range.start, range.end.min(image.virtual_size()));
+    while let Some(stretch) = walk.next().await? {
+        if !stretch.zero {
+            stored.push(stretch.start..stretch.start + stretch.len);
         }
     }
     Ok(stored)

@@ -48,7 +48,7 @@ pub(super) async fn run(args: Export, json: bool) -> Result<()> {
     let output = Output::open(&args.output, image.virtual_size())?;
     let bar = output::progress(coverage.data, "exporting");
     let copy = async {
-        for range in prefetch::stored(&image, &[0..image.virtual_size()]).await? {
+        for range in prefetch::stored(&image, 0..image.virtual_size()).await? {
             for step in steps(range) {
                 copy_step(&image, &output, &step).await?;
                 bar.inc(step.end - step.start);

@@ -80,7 +80,10 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     if whole {
         ranges.push(0..image.virtual_size());
     }
-    let stored = prefetch::stored(&image, &ranges).await?;
+    let mut stored = Vec::new();
+    for range in ranges {
+        stored.extend(prefetch::stored(&image, range).await?);
+    }
     let total = stored.iter().map(|range| range.end - range.start).sum();
     let bar = output::progress(total, "warming");
     let reads = stream::iter(stored.into_iter().flat_map(steps)).map(|step| {

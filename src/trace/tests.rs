@@ -52,7 +52,7 @@ fn a_plan_has_every_block_once_and_what_is_first_early() {
     assert!(long.len() < 40, "{} requests", long.len());
     // A disk that is smaller than the traced one was.
     let smaller = trace(1 << 30, &[(0, 0, 4096), (0, 1 << 29, 4096)]).plan(10_000, BLOCK);
-    assert_eq!(smaller, [0..10_000]);
+    assert!(smaller.len() == 1 && smaller[0] == (0..10_000));
     assert!(trace(0, &[]).plan(0, BLOCK).is_empty());
 }
 
