@@ -151,13 +151,16 @@ impl Disk {
             index.set_len(geometry.blocks() * 8)?;
         }
         if fresh {
+            point("files made");
             // Last, so that a directory without it is known to be half made.
             let temporary = directory.join("meta.tmp");
             let mut file =
                 File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(meta(key, geometry).as_bytes())?;
+            point("meta written");
             file.sync_all()?;
             std::fs::rename(&temporary, directory.join("meta"))?;
+            point("meta named");
             File::open(directory)?.sync_all()?;
         } else {
             // When the object was last opened; eviction looks at it.
@@ -244,7 +247,7 @@ impl Disk {
 
     /// Writes `bytes`, whole blocks from `first` on, and returns their checksums, to be recorded when they are durable.
     pub(super) fn store(&self, first: u64, bytes: &[u8]) -> io::Result<Vec<(u64, u64)>> {
-        self.data.write_all_at(bytes, first * self.geometry.block)?;
+        write(&self.data, "data", bytes, first * self.geometry.block)?;
         let blocks = bytes.chunks(self.geometry.block as usize);
         Ok((first..).zip(blocks).map(|(block, bytes)| (block, checksum(block, bytes))).collect())
     }
@@ -253,24 +256,29 @@ impl Disk {
     /// checksums without their data: no wrong bytes, but blocks to be read in vain.
     pub(super) fn record(&self, sums: &[(u64, u64)]) -> io::Result<()> {
         let Some(index) = &self.index else { return Ok(()) };
-        self.data.sync_data()?;
+        sync(&self.data, "data")?;
         for run in sums.chunk_by(|a, b| a.0 + 1 == b.0) {
             let bytes: Vec<u8> = run.iter().flat_map(|(_, sum)| sum.to_le_bytes()).collect();
-            index.write_all_at(&bytes, run[0].0 * 8)?;
+            write(index, "index", &bytes, run[0].0 * 8)?;
         }
-        index.sync_data()
+        sync(index, "index")
     }
 
     /// Takes `blocks` out of the file. The index entries go first, so that nobody looks for what is gone.
     pub(super) fn punch(&self, blocks: &Range<u64>) -> io::Result<()> {
         if let Some(index) = &self.index {
-            index.write_all_at(&vec![0; ((blocks.end - blocks.start) * 8) as usize], blocks.start * 8)?;
+            let nothing = vec![0; ((blocks.end - blocks.start) * 8) as usize];
+            write(index, "index", &nothing, blocks.start * 8)?;
         }
         let bytes = self.geometry.bytes(blocks);
         // To the end of the last block, for only whole file system blocks are given back.
         let len = bytes.end.next_multiple_of(self.geometry.block) - bytes.start;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.data, flags, bytes.start, len)?)
+        rustix::fs::fallocate(&self.data, flags, bytes.start, len)?;
+        #[cfg(test)]
+        super::crash::punched(&self.data, bytes.start, len);
+        point("data punched");
+        Ok(())
     }
 
     /// The next run of blocks at or after `from` that take space on disk.
@@ -293,6 +301,31 @@ impl Disk {
         let of = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
         of(&self.data) + self.index.as_ref().map_or(0, |index| of(index) + OVERHEAD)
     }
+}
+
+/// A place where tests may end the process.
+#[inline]
+fn point(_name: &str) {
+    #[cfg(test)]
+    super::crash::point(_name);
+}
+
+/// Writes to the file called `_name`. Tests see it, and may end the process when half is written.
+fn write(file: &File, _name: &str, bytes: &[u8], at: u64) -> io::Result<()> {
+    #[cfg(test)]
+    super::crash::half(file, _name, bytes, at);
+    file.write_all_at(bytes, at)?;
+    #[cfg(test)]
+    super::crash::written(file, _name, bytes, at);
+    Ok(())
+}
+
+/// Makes durable what was written to the file called `_name`. Tests see it.
+fn sync(file: &File, _name: &str) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(test)]
+    super::crash::synced(file, _name);
+    Ok(())
 }
 
 /// What a directory and its `meta` take, rounded up.

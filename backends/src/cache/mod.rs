@@ -33,6 +33,8 @@
 
 mod ahead;
 mod bits;
+#[cfg(test)]
+mod crash;
 mod disk;
 mod flight;
 mod keeper;

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
-const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// Makes bytes that tell their place, counts, and fails or waits on request.
 #[derive(Clone)]
-struct Maker(Arc<Made>);
+pub(super) struct Maker(Arc<Made>);
 
-struct Made {
+pub(super) struct Made {
     ranges: Mutex<Vec<Range<u64>>>,
     gate: Semaphore,
     fail: AtomicUsize,
@@ -26,12 +26,12 @@ fn byte(at: u64) -> u8 {
     ((at / 7) ^ (at / BLOCK * 31)) as u8
 }
 
-fn expect(range: Range<u64>) -> Vec<u8> {
+pub(super) fn expect(range: Range<u64>) -> Vec<u8> {
     range.map(byte).collect()
 }
 
 impl Maker {
-    fn new() -> Maker {
+    pub(super) fn new() -> Maker {
         let gate = Semaphore::new(Semaphore::MAX_PERMITS);
         Maker(Arc::new(Made {
             ranges: Mutex::default(),
@@ -54,7 +54,7 @@ impl Maker {
     }
 
     /// How often each block was made.
-    fn counts(&self) -> HashMap<u64, usize> {
+    pub(super) fn counts(&self) -> HashMap<u64, usize> {
         let mut counts = HashMap::new();
         for block in self.ranges().into_iter().flat_map(|r| r.start / BLOCK..r.end.div_ceil(BLOCK)) {
             *counts.entry(block).or_default() += 1;
@@ -78,7 +78,7 @@ impl Fill for Maker {
     }
 }
 
-fn key(name: &str) -> Key {
+pub(super) fn key(name: &str) -> Key {
     let identity = Identity { location: name.into(), size: 1, validator: "etag:\"1\"".into() };
     Key { identity, part: "raw".into() }
 }
@@ -98,7 +98,7 @@ fn bytes_of(spans: &Spans) -> Vec<u8> {
     out
 }
 
-async fn read(object: &Arc<Object<Maker>>, range: Range<u64>) -> Result<Vec<u8>, Error> {
+pub(super) async fn read(object: &Arc<Object<Maker>>, range: Range<u64>) -> Result<Vec<u8>, Error> {
     let mut spans = Spans::new();
     object.get(range, &mut spans).await?;
     Ok(bytes_of(&spans))
