@@ -1,6 +1,8 @@
 //! What the tests of the programs share: a directory that goes away, tools of others, servers that end with the test.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod nbd;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,46 @@
+//! The least of an NBD client: it reads, one request at a time.
+
+use std::io::{Read, Result, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// A connection to the default export.
+pub(crate) struct Nbd(UnixStream);
+
+impl Nbd {
+    const MAGIC: u64 = 0x4e42_444d_4147_4943;
+    const OPTION: u64 = 0x4948_4156_454f_5054;
+
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        let mut stream = UnixStream::connect(socket)?;
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        assert_eq!(greeting[..16], [Self::MAGIC.to_be_bytes(), Self::OPTION.to_be_bytes()].concat());
+        // Fixed newstyle, and no zeros behind the answer to NBD_OPT_EXPORT_NAME, whose name is empty.
+        stream.write_all(&3_u32.to_be_bytes())?;
+        stream.write_all(&[&Self::OPTION.to_be_bytes()[..], &[0, 0, 0, 1], &[0; 4]].concat())?;
+        stream.read_exact(&mut [0; 10])?;
+        Ok(Nbd(stream))
+    }
+
+    /// The bytes `at..at + len`, or the error number of the answer.
+    pub(crate) fn read(&mut self, at: u64, len: u32) -> Result<std::result::Result<Vec<u8>, u32>> {
+        let mut request = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, 0];
+        request.extend(at.to_be_bytes());
+        request.extend(at.to_be_bytes());
+        request.extend(len.to_be_bytes());
+        self.0.write_all(&request)?;
+        let mut answer = [0; 16];
+        self.0.read_exact(&mut answer)?;
+        assert_eq!(answer[..4], [0x67, 0x44, 0x66, 0x98]);
+        assert_eq!(answer[8..], at.to_be_bytes(), "an answer to another request");
+        match u32::from_be_bytes(answer[4..8].try_into().unwrap()) {
+            0 => {
+                let mut bytes = vec![0; len as usize];
+                self.0.read_exact(&mut bytes)?;
+                Ok(Ok(bytes))
+            }
+            error => Ok(Err(error)),
+        }
+    }
+}
