@@ -7,6 +7,7 @@ use crate::progress::Meter;
 pub use crate::progress::Progress;
 use crate::trace::Recorder;
 use backends::cache::Span;
+use bytes::Bytes;
 use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ impl Export for ImageExport {
         let read = tokio::time::timeout(READ_DEADLINE, self.image.read(offset, u64::from(len)));
         let pieces = match read.await {
             Ok(pieces) => pieces,
-            Err(_) => Err(Error::failed(format!("no answer within {} s", READ_DEADLINE.as_secs()))),
+            Err(_) => Err(too_late()),
         };
         let mut out = Segments::new();
         match pieces.and_then(|pieces| segments(pieces, &mut out)) {
@@ -102,6 +103,15 @@ impl Export for ImageExport {
             }
             Err(error) => Err(self.report(offset, len.into(), &error)),
         }
+    }
+
+    async fn reread(&self, offset: u64, len: u32) -> std::result::Result<Bytes, Errno> {
+        let read = tokio::time::timeout(READ_DEADLINE, self.image.reread(offset, u64::from(len)));
+        let bytes = match read.await {
+            Ok(bytes) => bytes,
+            Err(_) => Err(too_late()),
+        };
+        bytes.map_err(|error| self.report(offset, len.into(), &error))
     }
 
     async fn block_status(
@@ -142,6 +152,10 @@ impl Export for ImageExport {
             at += step;
         }
     }
+}
+
+fn too_late() -> Error {
+    Error::failed(format!("no answer within {} s", READ_DEADLINE.as_secs()))
 }
 
 /// Hands `pieces` to the protocol.

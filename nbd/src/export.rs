@@ -18,7 +18,7 @@ impl<T: AsFd + Send + Sync + Debug> FileBytes for T {}
 pub enum Segment {
     /// In memory.
     Bytes(Bytes),
-    /// In a file. Bytes past the file's end are an I/O error. They are sent from the page cache without a copy, and the
+    /// In a file. Where it cannot be read, [`Export::reread`] is asked. The bytes are sent from the page cache without a copy, and the
     /// client may take them any time later, so the range must not be overwritten with other bytes even when the reply has
     /// been sent; punching it out or unlinking the file is safe then.
     File {
@@ -146,6 +146,13 @@ pub trait Export: Send + Sync + 'static {
     /// The bytes `offset..offset + len`: the segments' lengths add up to `len`. May wait for a server. Dropping the
     /// future abandons the read.
     fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Segments, Errno>> + Send;
+
+    /// The bytes `offset..offset + len` again, which a [`Segment::File`] told of before and which could not be read from
+    /// there: from elsewhere, in memory. An error ends the connection. Without an implementation there is nowhere else.
+    fn reread(&self, offset: u64, len: u32) -> impl Future<Output = Result<Bytes, Errno>> + Send {
+        tracing::debug!(offset, len, "nothing but the file has these bytes");
+        async { Err(Errno::Io) }
+    }
 
     /// What `offset..offset + len` holds: at least one extent, from `offset` on, adjacent equal ones merged, at most
     /// `max` of them, together not beyond `offset + len` (the answer may stop sooner, never before the first).

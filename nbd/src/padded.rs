@@ -1,6 +1,7 @@
 //! An export with zeros behind its end.
 
 use crate::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// Size of a sector of the Linux kernel, in bytes.
@@ -54,6 +55,11 @@ impl<E: Export> Export for Padded<E> {
             segments.push(Segment::Zero(behind as u32));
         }
         Ok(segments)
+    }
+
+    async fn reread(&self, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        // What is behind the disk is in no file.
+        self.export.reread(offset, len).await
     }
 
     async fn block_status(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>, Errno> {

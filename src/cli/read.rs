@@ -30,13 +30,14 @@ pub(super) async fn cat(args: Cat) -> Result<()> {
     let mut reads = stream::iter(steps(start..end))
         .map(|step| {
             let image: &Image = &image;
-            async move { image.read(step.start, step.end - step.start).await }
+            async move { Ok::<_, Error>((step.start, image.read(step.start, step.end - step.start).await?)) }
         })
         .buffered(AHEAD);
     let zeros = vec![0; 64 << 10];
     let location = image.location().to_string();
-    while let Some(pieces) = reads.try_next().await? {
+    while let Some((mut at, pieces)) = reads.try_next().await? {
         for piece in pieces {
+            let len = piece.len();
             match piece {
                 Piece::Zero(mut len) => {
                     while len > 0 {
@@ -46,10 +47,14 @@ pub(super) async fn cat(args: Cat) -> Result<()> {
                     }
                 }
                 Piece::Span(span) => {
-                    let bytes = crate::image::gather(&[span].into_iter().collect(), &location).await?;
+                    let bytes = match crate::image::gather(&[span].into_iter().collect(), &location).await {
+                        Ok(bytes) => bytes,
+                        Err(_) => image.reread(at, len).await?,
+                    };
                     output::write_stdout(&bytes)?;
                 }
             }
+            at += len;
         }
     }
     drop(reads);

@@ -196,6 +196,16 @@ impl Content {
         Ok(())
     }
 
+    /// The cache did not give `range`, which lies inside the file: it is fetched at the next use.
+    pub(crate) fn spoil(&self, range: Range<u64>) {
+        let range = self.place_of(range);
+        match &self.body {
+            Body::Cached(_, object) => object.spoil(&range),
+            Body::Packed(file) => file.spoil(&range),
+            Body::Local(..) | Body::Remote(_) => {}
+        }
+    }
+
     /// Makes `range`, which lies inside the file, local. Says whether it is.
     pub(crate) async fn warm(&self, range: Range<u64>) -> Result<bool> {
         let range = self.place_of(range);
@@ -215,11 +225,7 @@ impl Content {
     pub(crate) async fn read(&self, at: u64, len: u32) -> Result<Bytes> {
         let range = self.clip(at..at.saturating_add(u64::from(len)));
         match &self.body {
-            Body::Cached(..) | Body::Packed(_) if !range.is_empty() => {
-                let mut spans = Spans::new();
-                self.get(range, &mut spans).await?;
-                gather(&spans, &self.identity().location).await
-            }
+            Body::Cached(..) | Body::Packed(_) if !range.is_empty() => self.gathered(range).await,
             _ => self.read_uncached(range).await,
         }
     }
@@ -234,19 +240,27 @@ impl Content {
         let inside = self.place_of(range.clone());
         match &self.body {
             Body::Local(source, _) | Body::Remote(source) => Ok(source.read(inside).await?),
-            Body::Cached(source, object) => {
-                let mut spans = Spans::new();
-                if object.peek(inside.clone(), &mut spans) {
-                    return gather(&spans, &self.identity().location).await;
-                }
-                Ok(source.read(inside).await?)
-            }
-            Body::Packed(_) => {
-                let mut spans = Spans::new();
-                self.get(range, &mut spans).await?;
-                gather(&spans, &self.identity().location).await
-            }
+            Body::Cached(source, object) => match object.peek(inside.clone(), &mut Spans::new()) {
+                true => self.gathered(range).await,
+                false => Ok(source.read(inside).await?),
+            },
+            Body::Packed(_) => self.gathered(range).await,
         }
+    }
+
+    /// The bytes of `range` in memory, by way of the cache.
+    async fn gathered(&self, range: Range<u64>) -> Result<Bytes> {
+        let mut spans = Spans::new();
+        self.get(range.clone(), &mut spans).await?;
+        let location = &self.identity().location;
+        if let Ok(bytes) = gather(&spans, location).await {
+            return Ok(bytes);
+        }
+        // A disk that fails is the cache's affair.
+        self.spoil(range.clone());
+        spans.clear();
+        self.get(range, &mut spans).await?;
+        gather(&spans, location).await
     }
 
     fn clip(&self, range: Range<u64>) -> Range<u64> {

@@ -179,6 +179,13 @@ impl CachedLayer {
         self.files.files.iter().for_each(Content::mark_complete);
     }
 
+    /// The cache did not give the decoded bytes of `range`: they are made again at the next use.
+    pub(crate) fn spoil_decoded(&self, range: &Range<u64>) {
+        if let Some(object) = &self.decoded {
+            object.spoil(range);
+        }
+    }
+
     /// Makes the decoded bytes of `range` local. Says whether they are.
     pub(crate) async fn warm_decoded(&self, range: Range<u64>) -> Result<bool> {
         match &self.decoded {

@@ -104,6 +104,12 @@ impl PackedFile {
         self.decoded.is_some()
     }
 
+    pub(super) fn spoil(&self, range: &Range<u64>) {
+        if let Some(object) = &self.decoded {
+            object.spoil(range);
+        }
+    }
+
     pub(super) async fn take_stock(&self) {
         if let Some(object) = &self.decoded {
             object.take_stock().await;

@@ -5,8 +5,10 @@
 //! of it concurrently, so that a large cold read costs one round trip, not one for each cluster.
 
 use super::Image;
+use super::content::gather;
 use crate::error::{Error, Result};
 use backends::cache::{Span, Spans};
+use bytes::{Bytes, BytesMut};
 use formats::{Extent, Kind, Resolved, Unit};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use smallvec::SmallVec;
@@ -20,6 +22,17 @@ pub enum Piece {
     Span(Span),
     /// So many zeros.
     Zero(u64),
+}
+
+impl Piece {
+    /// How many bytes it is.
+    #[expect(clippy::len_without_is_empty, reason = "no piece is empty")]
+    pub fn len(&self) -> u64 {
+        match self {
+            Piece::Span(span) => span.len(),
+            Piece::Zero(len) => *len,
+        }
+    }
 }
 
 /// The pieces of one read, in order.
@@ -103,6 +116,32 @@ impl Image {
         let fetched: Vec<Pieces> =
             stream::iter(parts).map(|part| self.fetch(part)).buffered(CONCURRENT).try_collect().await?;
         Ok(fetched.into_iter().flatten().collect())
+    }
+
+    /// The bytes `at..at + len` in memory, after the cache's disk did not give some of them: those are fetched again. The
+    /// range must lie inside the disk.
+    pub async fn reread(&self, at: u64, len: u64) -> Result<Bytes> {
+        for part in self.resolve(at, len).await? {
+            match part {
+                Part::Plain(Extent { kind: Kind::Data { file, at }, len, layer, .. }) => {
+                    let file = self.layer(layer)?.files.file(file)?;
+                    file.spoil(split_at_end(at, len, file.len()).0);
+                }
+                Part::Plain(_) => {}
+                Part::Compressed { layer, range, .. } => self.layer(layer)?.spoil_decoded(&range),
+            }
+        }
+        let location = self.location().to_string();
+        let mut out = BytesMut::new();
+        for piece in self.read(at, len).await? {
+            match piece {
+                Piece::Zero(len) => out.resize(out.len() + usize::try_from(len).unwrap_or(0), 0),
+                Piece::Span(span) => {
+                    out.extend_from_slice(&gather(&Spans::from_iter([span]), &location).await?);
+                }
+            }
+        }
+        Ok(out.freeze())
     }
 
     /// Makes the bytes `at..at + len` local, and returns how many of them now are; the others found no room. The

@@ -389,6 +389,13 @@ impl<F: Fill> Object<F> {
         }
     }
 
+    /// The file did not give `range`, which lies inside the object: its blocks are fetched at their next use.
+    pub fn spoil(&self, range: &Range<u64>) {
+        self.core.unready(self.core.geometry.touched(range));
+        let error = std::io::Error::other("bytes that were stored cannot be read");
+        self.core.store.failed("the disk fails", &error);
+    }
+
     /// Finds out which blocks an earlier process left, for [`locality`](Self::locality). The second call does nothing.
     pub async fn take_stock(self: &Arc<Self>) {
         if self.core.recorded.get().is_some() {

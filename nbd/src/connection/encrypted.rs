@@ -1,6 +1,7 @@
 //! A connection's socket under TLS.
 
 use super::outbox::{Next, Outbox};
+use super::transport::break_off;
 use crate::Tls;
 use bytes::BytesMut;
 use std::io;
@@ -56,10 +57,17 @@ impl Encrypted {
                 Next::Slices { slices, .. } => ready!(stream.as_mut().poll_write_vectored(cx, slices))?,
                 Next::File { file, offset, len } => {
                     self.chunk.resize(CHUNK.min(*len as usize), 0);
-                    match rustix::io::pread(file, &mut self.chunk, *offset)? {
-                        // The header of this reply is gone, so that there is no way back to an error reply.
-                        0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                        read => ready!(stream.as_mut().poll_write(cx, &self.chunk[..read]))?,
+                    match rustix::io::pread(file, &mut self.chunk, *offset) {
+                        Ok(read @ 1..) => ready!(stream.as_mut().poll_write(cx, &self.chunk[..read]))?,
+                        failed => {
+                            let error = match failed {
+                                Ok(_) => io::ErrorKind::UnexpectedEof.into(),
+                                Err(errno) => errno.into(),
+                            };
+                            drop(next);
+                            break_off(outbox, &error);
+                            return Poll::Ready(Ok(()));
+                        }
                     }
                 }
             };

@@ -18,11 +18,11 @@ use crate::session::{Event, Session};
 use crate::wire::consts::{CommandFlags, MAX_PAYLOAD};
 use crate::wire::{Command, Request, encode_done, encode_error, encode_read, encode_status};
 use crate::{Errno, Export, Extent, Limits, Segment, Segments};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use outbox::Outbox;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -77,6 +77,9 @@ struct Done {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Bytes of the disk, on their way.
+type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
+
 /// The transmission phase of one connection.
 pub(crate) struct Connection<E> {
     stream: Stream,
@@ -85,6 +88,8 @@ pub(crate) struct Connection<E> {
     export: Arc<E>,
     shared: Arc<Shared>,
     outbox: Outbox,
+    /// The bytes that the outbox waits for, because a file does not give them.
+    mending: Option<Mending>,
     scratch: Segments,
     tasks: JoinSet<Done>,
     /// Bytes asked for by `tasks`.
@@ -111,6 +116,7 @@ impl<E: Export> Connection<E> {
             export,
             shared,
             outbox: Outbox::default(),
+            mending: None,
             scratch: Segments::new(),
             tasks: JoinSet::new(),
             in_flight: 0,
@@ -194,7 +200,8 @@ impl<E: Export> Connection<E> {
         sent_before: &mut u64,
     ) -> Poll<io::Error> {
         while ticks.poll_tick(cx).is_ready() {
-            if self.outbox.pending() > 0 && self.sent == *sent_before {
+            let waiting = self.outbox.pending() > 0 && self.mending.is_none();
+            if waiting && self.sent == *sent_before {
                 return Poll::Ready(io::Error::new(
                     io::ErrorKind::TimedOut,
                     "the client does not take its replies",
@@ -214,14 +221,32 @@ impl<E: Export> Connection<E> {
             self.answer(done);
             progress = true;
         }
+        if let Some(mending) = &mut self.mending
+            && let Poll::Ready(bytes) = mending.as_mut().poll(cx)
+        {
+            self.mending = None;
+            // The header of this reply has been sent, so that there is no way back to an error reply.
+            let bytes = bytes.map_err(|_| {
+                io::Error::other("a local file could not be read, nor the bytes be had elsewhere")
+            })?;
+            if self.outbox.broken().is_none_or(|(_, len)| bytes.len() != len as usize) {
+                return Poll::Ready(Err(io::Error::other("the export gave another number of bytes")));
+            }
+            self.outbox.mend(bytes);
+            progress = true;
+        }
         let pending = self.outbox.pending();
-        if pending > 0 || self.stream.has_unsent() {
+        if self.mending.is_none() && (pending > 0 || self.stream.has_unsent()) {
             let sent = self.stream.poll_send(cx, &mut self.outbox);
             self.sent += pending - self.outbox.pending();
             progress |= self.outbox.pending() < pending;
             if let Poll::Ready(sent) = sent {
                 sent?;
                 progress = true;
+            }
+            if let Some((offset, len)) = self.outbox.broken() {
+                let export = Arc::clone(&self.export);
+                self.mending = Some(Box::pin(async move { export.reread(offset, len).await }));
             }
         }
         if self.reading && !self.paused() {
@@ -332,11 +357,27 @@ impl<E: Export> Connection<E> {
             return self.answer_error(request, Errno::Io);
         }
         let mark = self.outbox.mark();
+        self.outbox.begin_read(request.offset);
         let headers = self.session.terms().headers;
         if let Err(errno) = encode_read(headers, request, segments, &mut self.outbox) {
             self.outbox.rollback(&mark);
-            self.answer_error(request, errno);
+            match segments.iter().any(|segment| matches!(segment, Segment::File { .. })) {
+                true => self.read_again(*request),
+                false => self.answer_error(request, errno),
+            }
         }
+    }
+
+    /// Answers a read whose bytes were in a file that does not give them.
+    fn read_again(&mut self, request: Request) {
+        self.in_flight += request.length;
+        let export = Arc::clone(&self.export);
+        self.tasks.spawn(async move {
+            // Validation bounds the length far below 4 GiB.
+            let bytes = export.reread(request.offset, request.length as u32).await;
+            let segments = bytes.map(|bytes| Segments::from_iter([Segment::Bytes(bytes)]));
+            Done { request, outcome: Outcome::Read(segments), permit: None }
+        });
     }
 
     fn answer_status(&mut self, request: &Request, extents: &[Extent]) {

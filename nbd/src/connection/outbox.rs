@@ -51,6 +51,8 @@ enum Part {
         file: Arc<dyn FileBytes>,
         offset: u64,
         left: u32,
+        /// Where on the disk that is served the first byte left is.
+        disk: u64,
     },
     Zero(usize),
     /// Memory to give back when everything before it has been sent.
@@ -81,6 +83,10 @@ pub(super) struct Outbox {
     parts: VecDeque<Part>,
     pending: u64,
     spare: Vec<u8>,
+    /// Where on the disk the next segment is.
+    disk: u64,
+    /// Whether the file that is to be sent next cannot be read.
+    broken: bool,
 }
 
 impl Outbox {
@@ -94,6 +100,32 @@ impl Outbox {
         if !self.parts.is_empty() {
             self.parts.push_back(Part::Permit { _permit: permit });
         }
+    }
+
+    /// The segments that follow are those of the disk from `offset` on.
+    pub(super) fn begin_read(&mut self, offset: u64) {
+        self.disk = offset;
+    }
+
+    /// The file that is to be sent next cannot be read: nothing is sent until [`mend`](Self::mend) was called.
+    pub(super) fn break_off(&mut self) {
+        self.broken = true;
+    }
+
+    /// What of the disk has to come from elsewhere before anything can be sent: offset and length.
+    pub(super) fn broken(&self) -> Option<(u64, u32)> {
+        match self.parts.front() {
+            Some(Part::File { disk, left, .. }) if self.broken => Some((*disk, *left)),
+            _ => None,
+        }
+    }
+
+    /// `bytes` are those that [`broken`](Self::broken) told of.
+    pub(super) fn mend(&mut self, bytes: Bytes) {
+        if let Some(front) = self.parts.front_mut() {
+            *front = Part::Bytes(bytes);
+        }
+        self.broken = false;
     }
 
     /// The place where the next reply begins.
@@ -129,6 +161,9 @@ impl Outbox {
 
     /// What to send next, if anything.
     pub(super) fn next(&self) -> Option<Next<'_>> {
+        if self.broken {
+            return None;
+        }
         let mut slices = SmallVec::new();
         let mut more = false;
         for part in &self.parts {
@@ -145,7 +180,7 @@ impl Outbox {
                         left -= here;
                     }
                 }
-                Part::File { file, offset, left } if slices.is_empty() => {
+                Part::File { file, offset, left, .. } if slices.is_empty() => {
                     return Some(Next::File { file: file.as_fd(), offset: *offset, len: *left });
                 }
                 Part::File { .. } => {
@@ -177,8 +212,9 @@ impl Outbox {
                 match part {
                     Part::Gathered(gathered) => gathered.sent += sent,
                     Part::Bytes(bytes) => drop(bytes.split_to(sent)),
-                    Part::File { offset, left, .. } => {
+                    Part::File { offset, left, disk, .. } => {
                         *offset += sent as u64;
+                        *disk += sent as u64;
                         *left -= sent as u32;
                     }
                     Part::Zero(left) => *left -= sent,
@@ -201,7 +237,8 @@ impl Outbox {
             read_exact_at(file.as_fd(), gathered.room(len as usize), offset)?;
             gathered.filled += len as usize;
         } else {
-            self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len });
+            let disk = self.disk;
+            self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len, disk });
         }
         Ok(())
     }
@@ -232,20 +269,22 @@ impl Sink for Outbox {
     }
 
     fn segment(&mut self, segment: &Segment) -> Result<(), Errno> {
+        let len = u64::from(segment.len());
         match segment {
             Segment::Bytes(bytes) if bytes.len() <= COPY_MAX => {
                 self.bytes(bytes);
-                return Ok(());
+                self.pending -= len;
             }
             Segment::Bytes(bytes) => self.parts.push_back(Part::Bytes(bytes.clone())),
-            Segment::File { len: 0, .. } | Segment::Zero(0) => return Ok(()),
+            Segment::File { len: 0, .. } | Segment::Zero(0) => {}
             Segment::File { file, offset, len } => self.push_file(file, *offset, *len).map_err(|error| {
-                tracing::error!(%error, "cannot read {len} bytes at {offset:#x} of a local file");
+                tracing::debug!(%error, "{len} bytes at {offset:#x} cannot be read from a local file");
                 Errno::Io
             })?,
             Segment::Zero(len) => self.parts.push_back(Part::Zero(*len as usize)),
         }
-        self.pending += u64::from(segment.len());
+        self.pending += len;
+        self.disk += len;
         Ok(())
     }
 }

@@ -103,14 +103,35 @@ impl Stream {
                 }
                 Self::Tls(_) => return Poll::Ready(Ok(())),
             };
+            let of_file = matches!(next, Next::File { .. });
             drop(next);
             match sent {
                 Ok(sent) => outbox.advance(sent),
+                Err(error) if of_file && is_of_file(&error) => {
+                    break_off(outbox, &error);
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+}
+
+/// Whether an error is that of the file that was to be sent, not of the socket.
+pub(super) fn is_of_file(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::BADMSG | Errno::UCLEAN | Errno::STALE))
+}
+
+/// Notes that the file that is to be sent next cannot be read.
+pub(super) fn break_off(outbox: &mut Outbox, error: &io::Error) {
+    outbox.break_off();
+    if let Some((offset, len)) = outbox.broken() {
+        tracing::debug!(%error, "{len} bytes at {offset:#x} cannot be read from a local file");
     }
 }
 
@@ -125,7 +146,6 @@ fn send(socket: BorrowedFd<'_>, next: &Next<'_>) -> io::Result<usize> {
         Next::File { file, offset, len } => {
             let mut offset = *offset;
             match rustix::fs::sendfile(socket, file, Some(&mut offset), *len as usize)? {
-                // The header of this reply has been sent, so that there is no way back to an error reply.
                 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a local file is shorter than it was")),
                 sent => Ok(sent),
             }

@@ -100,6 +100,29 @@ fn a_reply_that_fails_is_taken_back() {
 }
 
 #[test]
+fn what_a_file_does_not_give_comes_from_elsewhere() {
+    let len = SENDFILE_MIN * 2;
+    let mut outbox = Outbox::default();
+    outbox.begin_read(5000);
+    outbox.bytes(b"header");
+    outbox.segment(&Segment::Zero(11)).unwrap();
+    outbox.segment(&Segment::File { file: file(&[7; 99]), offset: 0, len }).unwrap();
+    outbox.bytes(b"next");
+    assert_eq!(outbox.pending(), 6 + 11 + u64::from(len) + 4);
+    outbox.advance(17);
+    assert!(matches!(outbox.next(), Some(Next::File { .. })));
+    assert_eq!(outbox.broken(), None);
+    outbox.advance(9);
+    outbox.break_off();
+    assert!(outbox.next().is_none(), "nothing overtakes it");
+    assert_eq!(outbox.broken(), Some((5020, len - 9)));
+    outbox.mend(Bytes::from(vec![8; len as usize - 9]));
+    assert_eq!(outbox.broken(), None);
+    let rest = take(&mut outbox, 1000);
+    assert!(rest == [vec![8; len as usize - 9], b"next".to_vec()].concat());
+}
+
+#[test]
 fn memory_is_given_back_when_it_has_been_sent() {
     let memory = Arc::new(tokio::sync::Semaphore::new(10));
     let mut outbox = Outbox::default();
