@@ -246,10 +246,33 @@ impl Disk {
     }
 
     /// Writes `bytes`, whole blocks from `first` on, and returns their checksums, to be recorded when they are durable.
+    /// Blocks of zeros become holes: they take no space.
     pub(super) fn store(&self, first: u64, bytes: &[u8]) -> io::Result<Vec<(u64, u64)>> {
-        write(&self.data, "data", bytes, first * self.geometry.block)?;
-        let blocks = bytes.chunks(self.geometry.block as usize);
-        Ok((first..).zip(blocks).map(|(block, bytes)| (block, checksum(block, bytes))).collect())
+        let block = self.geometry.block;
+        let blocks = || (first..).zip(bytes.chunks(block as usize));
+        let mut at = first * block;
+        for run in bytes.chunks(block as usize).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b))
+        {
+            let len: usize = run.iter().map(|block| block.len()).sum();
+            let start = (at - first * block) as usize;
+            if !is_zero(run[0]) || self.make_hole(at, len as u64).is_err() {
+                write(&self.data, "data", &bytes[start..start + len], at)?;
+            }
+            at += len as u64;
+        }
+        Ok(blocks().map(|(block, bytes)| (block, checksum(block, bytes))).collect())
+    }
+
+    /// Makes whole blocks from `at` on, `len` bytes up to the end of the object, a hole.
+    fn make_hole(&self, at: u64, len: u64) -> io::Result<()> {
+        // To the end of the last block, for only whole file system blocks are given back.
+        let len = len.next_multiple_of(self.geometry.block);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.data, flags, at, len)?;
+        #[cfg(test)]
+        super::crash::punched(&self.data, at, len);
+        point("data punched");
+        Ok(())
     }
 
     /// Makes stored data durable, then the checksums that vouch for it. In the other order a crash would leave
@@ -271,14 +294,7 @@ impl Disk {
             write(index, "index", &nothing, blocks.start * 8)?;
         }
         let bytes = self.geometry.bytes(blocks);
-        // To the end of the last block, for only whole file system blocks are given back.
-        let len = bytes.end.next_multiple_of(self.geometry.block) - bytes.start;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.data, flags, bytes.start, len)?;
-        #[cfg(test)]
-        super::crash::punched(&self.data, bytes.start, len);
-        point("data punched");
-        Ok(())
+        self.make_hole(bytes.start, bytes.end - bytes.start)
     }
 
     /// The next run of blocks at or after `from` that take space on disk.
@@ -348,6 +364,16 @@ pub(super) fn directories(root: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Whether all of `bytes` is zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    // Most blocks that are not show it at once; the others are compared with themselves, one word further on, which is
+    // as fast as memory.
+    match bytes.first_chunk::<16>() {
+        Some(head) => *head == [0; 16] && bytes[16..] == bytes[..bytes.len() - 16],
+        None => bytes.iter().all(|byte| *byte == 0),
+    }
 }
 
 fn checksum(block: u64, bytes: &[u8]) -> u64 {

@@ -299,6 +299,42 @@ async fn blocks_survive_a_restart() {
     assert_eq!(maker.ranges(), vec![]);
 }
 
+/// Makes zeros, but for every fourth block.
+struct Sparse;
+
+impl Sparse {
+    fn bytes(range: Range<u64>) -> Vec<u8> {
+        range.map(|at| if (at / BLOCK).is_multiple_of(4) { byte(at) | 1 } else { 0 }).collect()
+    }
+}
+
+impl Fill for Sparse {
+    async fn fill(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        Ok(Sparse::bytes(range).into())
+    }
+}
+
+#[tokio::test]
+async fn blocks_of_zeros_take_no_space() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..2 {
+        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let object = store.object(&key("sparse"), SIZE, BLOCK as u32, Sparse).unwrap();
+        let mut spans = Spans::new();
+        assert!(object.warm(0..SIZE).await.unwrap());
+        object.get(0..SIZE, &mut spans).await.unwrap();
+        assert!(spans.iter().all(|span| matches!(span, Span::File { .. })), "round {round}");
+        assert!(bytes_of(&spans) == Sparse::bytes(0..SIZE), "round {round}");
+        store.sync();
+        let data = std::fs::metadata(object_dir(dir.path()).join("data")).unwrap();
+        assert!(data.blocks() * 512 <= 26 * BLOCK, "{} bytes", data.blocks() * 512);
+        drop((object, store));
+        // What another program left where zeros should be is not taken for them.
+        let file = File::options().write(true).open(object_dir(dir.path()).join("data")).unwrap();
+        file.write_all_at(&[0xee; BLOCK as usize], 5 * BLOCK).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn another_version_is_another_object() {
     let case = case(Maker::new());
