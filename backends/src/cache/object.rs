@@ -306,6 +306,11 @@ impl<F: Fill> Object<F> {
     /// As [`peek`](Self::peek), but fetches first what is missing, each block once however many callers wait for
     /// it. Dropping the future does not cancel fetches that others may need. Must run in a tokio runtime.
     pub async fn get(self: &Arc<Self>, range: Range<u64>, out: &mut Spans) -> Result<(), Error> {
+        self.fetch(range, out, true).await
+    }
+
+    /// [`get`](Self::get), with or without reading ahead.
+    async fn fetch(self: &Arc<Self>, range: Range<u64>, out: &mut Spans, ahead: bool) -> Result<(), Error> {
         if range.start > range.end || range.end > self.core.geometry.size {
             return Err(Error::new(
                 Kind::Range,
@@ -322,7 +327,9 @@ impl<F: Fill> Object<F> {
         let lease = self.core.lease.load_full();
         let parts = self.plan(self.core.geometry.touched(&range), lease.is_some());
         // After its own fetches, which come first.
-        self.read_ahead(&self.core.geometry.touched(&range));
+        if ahead {
+            self.read_ahead(&self.core.geometry.touched(&range));
+        }
         for part in parts {
             match (part, &lease) {
                 (Part::Ready(blocks), Some(lease)) => {
@@ -375,9 +382,10 @@ impl<F: Fill> Object<F> {
     }
 
     /// Brings `range` into the file, and returns when it is there or there is no room for it. Says whether it is there.
+    /// Nothing but the range is fetched.
     pub async fn warm(self: &Arc<Self>, range: Range<u64>) -> Result<bool, Error> {
         let mut spans = Spans::new();
-        self.get(range.clone(), &mut spans).await?;
+        self.fetch(range.clone(), &mut spans, false).await?;
         let blocks = self.core.geometry.touched(&range);
         loop {
             let flight =
