@@ -9,7 +9,10 @@ use crate::trace::Recorder;
 use backends::cache::Span;
 use bytes::Bytes;
 use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
-use std::sync::Arc;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest a read may take before it is answered with an error, below the kernel client's timer: an answer that
@@ -25,12 +28,49 @@ pub struct ImageExport {
     background: Option<Background>,
     recorder: Option<Arc<Recorder>>,
     meter: Meter,
+    counts: Counts,
+    /// Reads that wait: when each began, and where it is, by a number of its own.
+    waits: Mutex<BTreeMap<u64, (Instant, u64)>>,
+}
+
+/// What was asked of an export so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Reads, all.
+    pub(crate) reads: AtomicU64,
+    /// Their bytes.
+    pub(crate) bytes: AtomicU64,
+    /// Reads that nothing local answered.
+    pub(crate) waited: AtomicU64,
+    /// Reads that ended in an error.
+    pub(crate) errors: AtomicU64,
+}
+
+/// Reads of an export that wait for a server, or a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// How many.
+    pub reads: u64,
+    /// For how long the oldest of them waits, in seconds.
+    pub seconds: u64,
+    /// Where on the disk that one is.
+    pub offset: u64,
+}
+
+/// A read that waits, until dropped.
+struct Wait<'a>(&'a ImageExport, u64);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.0.waits().remove(&self.1);
+    }
 }
 
 impl ImageExport {
     /// Exports `image` as `name`.
     pub fn new(name: String, image: Arc<Image>) -> Self {
-        ImageExport { name, image, background: None, recorder: None, meter: Meter::default() }
+        let (meter, counts, waits) = (Meter::default(), Counts::default(), Mutex::default());
+        ImageExport { name, image, background: None, recorder: None, meter, counts, waits }
     }
 
     /// Fetches in the background what `wishes` say. Must run in a tokio runtime.
@@ -43,6 +83,34 @@ impl ImageExport {
     pub(crate) fn with_recorder(mut self, recorder: Arc<Recorder>) -> Self {
         self.recorder = Some(recorder);
         self
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    fn waits(&self) -> MutexGuard<'_, BTreeMap<u64, (Instant, u64)>> {
+        // An entry is put in or taken out in one step.
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reads that wait at this moment, if any do.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        let waits = self.waits();
+        let (began, offset) = *waits.values().next()?;
+        Some(Waiting { reads: waits.len() as u64, seconds: began.elapsed().as_secs(), offset })
+    }
+
+    fn begin_wait(&self, offset: u64) -> Wait<'_> {
+        // Numbers count up, so that the first entry is the oldest.
+        let number = self.counts.waited.fetch_add(1, Ordering::Relaxed);
+        self.waits().insert(number, (Instant::now(), offset));
+        Wait(self, number)
     }
 
     /// How much of it is local. None if that cannot be said now.
@@ -62,6 +130,7 @@ impl ImageExport {
     }
 
     fn report(&self, offset: u64, len: u64, error: &Error) -> Errno {
+        self.counts.errors.fetch_add(1, Ordering::Relaxed);
         tracing::error!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
         Errno::Io
     }
@@ -80,6 +149,8 @@ impl Export for ImageExport {
 
     fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<std::result::Result<(), Errno>> {
         self.note(offset, len);
+        self.counts.reads.fetch_add(1, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(u64::from(len), Ordering::Relaxed);
         let mut pieces = Pieces::new();
         match self.image.try_read(offset, u64::from(len), &mut pieces) {
             Ok(false) => None,
@@ -89,6 +160,7 @@ impl Export for ImageExport {
     }
 
     async fn read(&self, offset: u64, len: u32) -> std::result::Result<Segments, Errno> {
+        let _wait = self.begin_wait(offset);
         let began = Instant::now();
         let read = tokio::time::timeout(READ_DEADLINE, self.image.read(offset, u64::from(len)));
         let pieces = match read.await {

@@ -12,6 +12,7 @@ pub mod image;
 mod memo;
 mod output;
 mod prefetch;
+mod privileges;
 mod progress;
 pub mod size;
 pub mod smctl;

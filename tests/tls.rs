@@ -146,3 +146,41 @@ fn certificates_that_cannot_be_used_are_named() {
     fs::write(tls.join("server-cert.pem"), "").unwrap();
     assert!(start(&[]).contains("/tls/server-cert.pem"));
 }
+
+#[test]
+fn an_export_can_be_for_some_clients_alone() {
+    if !has("an_export_can_be_for_some_clients_alone", &TOOLS) {
+        return;
+    }
+    let (dir, disk, tls) = lab();
+    let fingerprint = |certificate: &str| {
+        let file = tls.join(certificate);
+        let output = run("openssl", &["x509", "-noout", "-fingerprint", "-sha256", "-in", text(&file)]);
+        String::from_utf8(output.stdout).unwrap().trim().rsplit_once('=').unwrap().1.to_owned()
+    };
+    let config = dir.join("serve.toml");
+    let table = |name: &str, clients: &[String]| {
+        format!("[[export]]\nname = {name:?}\nlocation = {:?}\nclients = {clients:?}\n", text(&disk))
+    };
+    // The server's certificate stands for somebody else.
+    let (own, other) = (fingerprint("client-cert.pem"), fingerprint("server-cert.pem"));
+    let tables = [table("everybody", &[]), table("own", &[other.clone(), own]), table("other", &[other])];
+    fs::write(&config, tables.concat()).unwrap();
+    let arguments = ["--no-cache", "--tls-certificates", text(&tls), "--config", text(&config)];
+    let server = Server::start(&dir, &[&arguments[..], &["--tls-verify-peer"]].concat());
+    let named = |name: &str| uri(&server, text(&tls)).replace("localhost/?", &format!("localhost/{name}?"));
+    for (name, may) in [("everybody", true), ("own", true), ("other", false)] {
+        assert_eq!(copy(&named(name), &dir).status.success(), may, "{name}");
+    }
+    let listed = run("nbdinfo", &["--list", "--json", &named("")]).stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    assert!(
+        listed.contains("everybody") && listed.contains("own") && !listed.contains("\"other\""),
+        "{listed}"
+    );
+    server.terminate();
+    // Without certificates nobody could be known.
+    let output = Command::new(THINORIGIN).arg("serve").args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("--tls-verify-peer"), "{said}");
+}

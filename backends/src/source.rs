@@ -26,12 +26,20 @@ pub struct Options {
     pub(crate) circuits: Circuits,
     pub(crate) policy: Policy,
     pub(crate) credentials: Credentials,
+    pub(crate) known: bool,
 }
 
 impl Options {
     /// How long and how often reads are tried.
     pub fn with_policy(mut self, policy: Policy) -> Options {
         self.policy = policy;
+        self
+    }
+
+    /// Objects that are opened were read before, and what it took to find out what they are is at hand: nothing of them
+    /// is fetched in advance.
+    pub fn with_known(mut self, known: bool) -> Options {
+        self.known = known;
         self
     }
 

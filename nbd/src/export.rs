@@ -1,5 +1,6 @@
 //! What a server exports: the port between the protocol and whatever holds the bytes.
 
+use crate::Client;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::fmt::Debug;
@@ -172,9 +173,9 @@ pub trait Exports: Send + Sync + 'static {
     /// Their type.
     type Export: Export;
 
-    /// The export called `name`; the empty name is the default export.
-    fn lookup(&self, name: &str) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
+    /// The export called `name`, if `client` may have it; the empty name is the default export.
+    fn lookup(&self, name: &str, client: &Client) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
 
-    /// All names, for `NBD_OPT_LIST`.
-    fn names(&self) -> Vec<String>;
+    /// All names that `client` may know, for `NBD_OPT_LIST`.
+    fn names(&self, client: &Client) -> Vec<String>;
 }

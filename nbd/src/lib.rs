@@ -4,6 +4,7 @@
 //! [`handshake`], [`session`], [`wire`] and [`validate`] are the protocol itself: they do no I/O and read no clock.
 //! Names and numbers are those of the protocol document (`doc/proto.md` of NetworkBlockDevice/nbd).
 
+mod client;
 mod connection;
 mod export;
 pub mod handshake;
@@ -15,6 +16,7 @@ mod tls;
 pub mod validate;
 pub mod wire;
 
+pub use client::{Client, Fingerprint};
 pub use connection::{Encrypted, Stream};
 pub use export::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
 pub use padded::Padded;

@@ -70,11 +70,11 @@ struct Only(Arc<Trouble>);
 impl Exports for Only {
     type Export = Trouble;
 
-    async fn lookup(&self, _name: &str) -> Option<Arc<Trouble>> {
+    async fn lookup(&self, _name: &str, _client: &thinorigin_nbd::Client) -> Option<Arc<Trouble>> {
         Some(Arc::clone(&self.0))
     }
 
-    fn names(&self) -> Vec<String> {
+    fn names(&self, _client: &thinorigin_nbd::Client) -> Vec<String> {
         Vec::new()
     }
 }

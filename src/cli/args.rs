@@ -171,6 +171,16 @@ pub(crate) struct Serve {
     /// Listen on a unix socket [default: /run/thinorigin/nbd.sock, or the sockets systemd passes]
     #[arg(long, value_name = "PATH")]
     pub(crate) unix: Vec<PathBuf>,
+    /// Who may use the unix sockets, in octal [default: 0600, their owner alone]
+    #[arg(long, value_name = "MODE", value_parser = octal)]
+    pub(crate) unix_mode: Option<u32>,
+    /// Give the unix sockets to this user, this group, or both
+    #[arg(long, value_name = "[USER][:GROUP]")]
+    pub(crate) unix_owner: Option<String>,
+    /// Become this user once the sockets are there and certificates are read (for a server without kernel devices, which
+    /// are root's alone)
+    #[arg(long, value_name = "USER[:GROUP]", conflicts_with = "admin")]
+    pub(crate) user: Option<String>,
     /// Listen on a TCP address, which must be a loopback address unless connections are encrypted
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) tcp: Vec<String>,
@@ -186,6 +196,9 @@ pub(crate) struct Serve {
     /// Listen for control requests (HTTP and JSON; `attach`, `detach` and smctl use it)
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) admin: Option<String>,
+    /// Export also what this file names, in tables called [[export]]; SIGHUP has it read again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Most connections at a time
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_connections: usize,
@@ -214,6 +227,12 @@ pub(crate) struct Serve {
     pub(crate) exports: Vec<String>,
     #[command(flatten)]
     pub(crate) reading: Reading,
+}
+
+/// A mode such as `0660`.
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "not a mode: use three octal digits, as in 0660".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -3,17 +3,18 @@
 use super::args::Serve;
 use super::reading;
 use crate::daemon::admin::{self, Control};
-use crate::daemon::{Attachments, Entry, Registry, admin_path, record};
+use crate::daemon::spec::read_config;
+use crate::daemon::{Attachments, Common, ExportSpec, Registry, admin_path, record, watchdog};
 use crate::error::{Error, Result};
-use crate::image::OpenOptions;
 use crate::prefetch::Wishes;
+use crate::privileges::{Owner, become_user};
 use nbd::{Limits, Listener, Server, Tls};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,23 +23,19 @@ const SOCKET: &str = "/run/thinorigin/nbd.sock";
 
 /// Serves until SIGTERM or SIGINT, then answers what is under way and ends.
 pub(super) async fn run(args: Serve) -> Result<()> {
-    let options = args.reading.options()?;
-    let store = options.store.clone();
     let tls =
         args.tls_certificates.as_deref().map(|directory| tls(directory, args.tls_verify_peer)).transpose()?;
-    let mut entries = entries(&args.exports, &options)?;
-    let wishes = Wishes { trace: None, whole: args.prefetch, published: !args.no_published_trace };
-    entries.iter_mut().for_each(|entry| *entry.wishes() = wishes.clone());
-    for argument in &args.prefetch_trace {
-        let (entry, trace) = named(&mut entries, argument, "--prefetch-trace")?;
-        entry.wishes().trace = Some(reading::parse(trace)?);
-    }
-    for argument in &args.record_trace {
-        let (entry, file) = named(&mut entries, argument, "--record-trace")?;
-        entry.record(PathBuf::from(file));
-    }
-    let registry = Arc::new(Registry::new(entries)?);
+    let specs = specs(&args)?;
+    let config = args.config.as_deref().map(read_config).transpose()?.unwrap_or_default();
+    let user = args.user.as_deref().map(Owner::parse).transpose()?;
     let sockets = Sockets::bind(&args).await?;
+    user.map_or(Ok(()), become_user)?;
+    let options = args.reading.options()?;
+    let store = options.store.clone();
+    let wishes = Wishes { trace: None, whole: args.prefetch, published: !args.no_published_trace };
+    let common =
+        Common { options: options.clone(), wishes: wishes.clone(), knows_clients: args.tls_verify_peer };
+    let registry = Arc::new(Registry::new(specs, config, common, args.lazy)?);
     if !args.lazy {
         registry.open_all().await?;
     }
@@ -50,6 +47,9 @@ pub(super) async fn run(args: Serve) -> Result<()> {
         Some(tls) => server.with_tls(tls),
         None => server,
     };
+    if let Some(config) = args.config.clone() {
+        tokio::spawn(reload(config, registry.clone(), signal_handler(SignalKind::hangup())?));
+    }
     let mut listening = Vec::new();
     for (listener, name) in sockets.nbd {
         listening.push(name);
@@ -64,19 +64,23 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     if let Some((listener, path)) = sockets.admin {
         let attachments = Attachments::open(record::directory(&path), options, wishes)?;
         attachments.adopt().await;
+        tokio::spawn(watchdog::watch(registry.clone(), Some(attachments.clone())));
         let rescuing = attachments.clone();
         tokio::spawn(async move { rescuing.keep_rescuing().await });
         if args.while_attached {
             end_when_unused(attachments.clone(), stop.clone());
         }
         listening.push(format!("control unix:{}", path.display()));
-        let control = Control { registry: registry.clone(), attachments: attachments.clone() };
+        let control =
+            Control { registry: registry.clone(), attachments: attachments.clone(), store: store.clone() };
         let until = stop.clone();
         tasks.spawn(async move {
             let served = admin::serve(listener, control, until).await;
             attachments.drain().await;
             served
         });
+    } else {
+        tokio::spawn(watchdog::watch(registry.clone(), None));
     }
     // A service manager that is not there to be told is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -110,16 +114,30 @@ fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Re
     ended.unwrap_or_else(|error| Err(Error::failed(format!("a serving task ended before its time: {error}"))))
 }
 
+fn signal_handler(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::failed(format!("cannot handle signals: {error}")))
+}
+
 async fn end_signal() -> Result<()> {
-    let handler =
-        |kind| signal(kind).map_err(|error| Error::failed(format!("cannot handle signals: {error}")));
-    let (mut terminate, mut interrupt) =
-        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    let mut terminate = signal_handler(SignalKind::terminate())?;
+    let mut interrupt = signal_handler(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Reads the configuration again at every SIGHUP. A file with a mistake changes nothing.
+async fn reload(config: PathBuf, registry: Arc<Registry>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+        match read_config(&config) {
+            Ok(specs) => registry.reload(specs),
+            Err(error) => tracing::error!("nothing was changed: {error}"),
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
 }
 
 /// Ends a server that was started for the kernel alone, a while after the last device is gone.
@@ -141,41 +159,44 @@ fn split_name(argument: &str) -> (Option<&str>, &str) {
     }
 }
 
+/// The exports that the arguments name.
+fn specs(args: &Serve) -> Result<Vec<ExportSpec>> {
+    let spec = |argument: &String| {
+        let (name, location) = split_name(argument);
+        // Refused here, where it is known which argument it is.
+        reading::parse(location)?;
+        let (name, location) = (name.map(str::to_owned), location.to_owned());
+        Ok::<_, Error>(ExportSpec { name, location, ..ExportSpec::default() })
+    };
+    let mut specs = args.exports.iter().map(spec).collect::<Result<Vec<_>>>()?;
+    for argument in &args.prefetch_trace {
+        let (spec, trace) = named(&mut specs, argument, "--prefetch-trace")?;
+        reading::parse(trace)?;
+        spec.prefetch_trace = Some(trace.to_owned());
+    }
+    for argument in &args.record_trace {
+        let (spec, file) = named(&mut specs, argument, "--record-trace")?;
+        spec.record_trace = Some(PathBuf::from(file));
+    }
+    Ok(specs)
+}
+
 /// The export that `[NAME=]REST`, the value of `option`, is about: the first, if no name stands there. And the rest.
 fn named<'a, 'b>(
-    entries: &'a mut [Entry],
+    specs: &'a mut [ExportSpec],
     argument: &'b str,
     option: &str,
-) -> Result<(&'a mut Entry, &'b str)> {
+) -> Result<(&'a mut ExportSpec, &'b str)> {
     let (name, rest) = split_name(argument);
-    let entry = entries.iter_mut().find(|entry| name.is_none_or(|name| entry.name() == name));
-    entry.map(|entry| (entry, rest)).ok_or_else(|| {
-        let what = name
-            .map_or_else(|| "there is no export".to_owned(), |name| format!("no export is called {name:?}"));
+    let called = |spec: &ExportSpec| name.is_none_or(|name| spec.name().is_ok_and(|own| own == name));
+    let spec = specs.iter_mut().find(|spec| called(spec));
+    spec.map(|spec| (spec, rest)).ok_or_else(|| {
+        let what = match name {
+            Some(name) => format!("no export is called {name:?}"),
+            None => "there is no export".to_owned(),
+        };
         Error::usage(format!("{option} {argument}: {what}"))
     })
-}
-
-/// Parses `[NAME=]LOCATION` arguments.
-fn entries(arguments: &[String], options: &OpenOptions) -> Result<Vec<Entry>> {
-    let entry = |argument: &String| {
-        let (name, location) = split_name(argument);
-        let location = reading::parse(location)?;
-        let name = name.map_or_else(|| default_name(&location.file_name()), str::to_owned);
-        if name.is_empty() || name.len() > 4096 {
-            return Err(Error::usage(format!("{argument:?}: an export's name has 1 to 4096 bytes")));
-        }
-        Ok(Entry::new(name, location, options.clone()))
-    };
-    arguments.iter().map(entry).collect()
-}
-
-/// The file name without its extension.
-fn default_name(file_name: &str) -> String {
-    match file_name.rsplit_once('.') {
-        Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
-        _ => file_name.to_owned(),
-    }
 }
 
 /// What the server listens on.
@@ -219,24 +240,34 @@ impl Sockets {
             sockets.admin = Some((bind_unix(&path).await?, path.clone()));
             sockets.files.add(path);
         }
+        let owner = args.unix_owner.as_deref().map(Owner::parse).transpose()?;
         for path in &args.unix {
-            sockets.add_unix(path).await?;
+            sockets.add_unix(path, args.unix_mode, owner).await?;
         }
         for address in &args.tcp {
             let listener = bind_tcp(address, args.insecure_tcp || args.tls_certificates.is_some()).await?;
             let local = listener.local_addr().map_or_else(|_| address.clone(), |local| local.to_string());
             sockets.nbd.push((Listener::Tcp(listener), format!("tcp {local}")));
         }
-        if sockets.nbd.is_empty() && !(args.exports.is_empty() && sockets.admin.is_some()) {
-            sockets.add_unix(Path::new(SOCKET)).await?;
+        let none = args.exports.is_empty() && args.config.is_none();
+        if sockets.nbd.is_empty() && !(none && sockets.admin.is_some()) {
+            sockets.add_unix(Path::new(SOCKET), args.unix_mode, owner).await?;
         }
         Ok(sockets)
     }
 
-    async fn add_unix(&mut self, path: &Path) -> Result<()> {
+    async fn add_unix(&mut self, path: &Path, mode: Option<u32>, owner: Option<Owner>) -> Result<()> {
         let listener = bind_unix(path).await?;
-        self.nbd.push((Listener::Unix(listener), format!("unix {}", path.display())));
         self.files.add(path.to_owned());
+        let failed = |error: std::io::Error| Error::io("cannot be given away", path.display(), &error);
+        if let Some(owner) = owner {
+            std::os::unix::fs::lchown(path, owner.user, owner.group).map_err(failed)?;
+        }
+        // Nobody but its owner could connect until here.
+        if let Some(mode) = mode {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
+        }
+        self.nbd.push((Listener::Unix(listener), format!("unix {}", path.display())));
         Ok(())
     }
 

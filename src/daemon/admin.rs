@@ -1,13 +1,15 @@
 //! The control socket: HTTP and JSON on a unix socket that only the owner may open.
 
 use super::api::{AttachRequest, Attached, Exported, Health, Problem};
-use super::{Attachments, Registry};
+use super::{Attachments, ExportSpec, Registry, metrics};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use backends::cache::Store;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::net::UnixListener;
@@ -18,13 +20,19 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Control {
     pub(crate) registry: Arc<Registry>,
     pub(crate) attachments: Arc<Attachments>,
+    pub(crate) store: Option<Store>,
 }
+
+/// What is here, for those who write clients.
+const OPENAPI: &str = include_str!("openapi.json");
 
 /// Answers control requests until `stop`.
 pub(crate) async fn serve(listener: UnixListener, control: Control, stop: CancellationToken) -> Result<()> {
     let router = Router::new()
         .route("/v1/health", get(health))
-        .route("/v1/exports", get(exports))
+        .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .route("/v1/exports", get(exports).post(add).delete(remove))
+        .route("/metrics", get(figures))
         .route("/v1/attachments", get(list).post(attach).delete(detach))
         .with_state(control);
     axum::serve(listener, router)
@@ -37,7 +45,7 @@ async fn health(State(control): State<Control>) -> Json<Health> {
     Json(Health {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        exports: nbd::Exports::names(&*control.registry),
+        exports: control.registry.entries().iter().map(|entry| entry.name().to_owned()).collect(),
         attached: control.attachments.list().len(),
     })
 }
@@ -60,6 +68,30 @@ async fn list(
 
 async fn exports(State(control): State<Control>) -> Json<Vec<Exported>> {
     Json(control.registry.describe().await)
+}
+
+async fn add(
+    State(control): State<Control>,
+    Json(spec): Json<ExportSpec>,
+) -> std::result::Result<Json<Exported>, Answer> {
+    Ok(Json(control.registry.add(spec).await?.describe().await))
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
+}
+
+async fn remove(State(control): State<Control>, Query(Name { name }): Query<Name>) -> Json<Option<Exported>> {
+    Json(match control.registry.remove(&name) {
+        Some(entry) => Some(entry.describe().await),
+        None => None,
+    })
+}
+
+async fn figures(State(control): State<Control>) -> impl IntoResponse {
+    let text = metrics::text(&control.registry, &control.attachments, control.store.as_ref());
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 
 async fn attach(
@@ -95,6 +127,7 @@ impl IntoResponse for Answer {
         let refused = self.0.kind == Kind::Refused;
         let status = match self.0.kind {
             Kind::Refused => StatusCode::CONFLICT,
+            Kind::Usage => StatusCode::BAD_REQUEST,
             Kind::NoServer => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -1,6 +1,6 @@
 //! What goes over the control socket, as JSON.
 
-use crate::export::Progress;
+use crate::export::{Progress, Waiting};
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/attachments`: make an image a kernel device.
@@ -56,6 +56,9 @@ pub struct Attached {
     /// How much of it is local; absent where that cannot be said at the moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The reads that wait; absent where none does, or it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
 }
 
 /// An image that is exported under a name.
@@ -76,6 +79,9 @@ pub struct Exported {
     /// How much of it is local; absent where that cannot be said at the moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The reads that wait; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
 }
 
 /// An error as it goes over the socket.

@@ -101,12 +101,21 @@ impl Attachments {
         list
     }
 
+    /// What is served to the kernel, by device.
+    pub(crate) fn exports(&self) -> Vec<(String, Arc<ImageExport>)> {
+        let live = self.live();
+        live.values().map(|live| (live.attached.device.clone(), live.serving.export.clone())).collect()
+    }
+
     /// As [`list`](Self::list), with how much of each is local.
     pub(crate) async fn list_with_progress(&self) -> Vec<Attached> {
         let exports: HashMap<String, Arc<ImageExport>> =
             self.live().iter().map(|(key, live)| (key.clone(), live.serving.export.clone())).collect();
         let looks = self.list().into_iter().map(async |attached| match exports.get(&attached.key) {
-            Some(export) => Attached { progress: export.progress().await, ..attached },
+            Some(export) => {
+                let (progress, waiting) = (export.progress().await, export.waiting());
+                Attached { progress, waiting, ..attached }
+            }
             None => attached,
         });
         futures_util::future::join_all(looks).await
@@ -308,6 +317,7 @@ pub(super) fn describe(key: &str, device: &Device, image: &Image) -> Attached {
         size: image.virtual_size(),
         serving: true,
         progress: None,
+        waiting: None,
     }
 }
 

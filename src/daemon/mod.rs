@@ -9,14 +9,18 @@ mod api;
 mod attachments;
 mod client;
 mod exports;
+mod metrics;
 pub(crate) mod record;
 pub(crate) mod spawn;
+pub(crate) mod spec;
 mod takeover;
+pub(crate) mod watchdog;
 
 pub use api::{AttachRequest, Attached, Exported};
 pub(crate) use attachments::Attachments;
 pub use client::Client;
-pub(crate) use exports::{Entry, Registry};
+pub(crate) use exports::{Common, Registry};
+pub use spec::ExportSpec;
 
 use crate::error::{Error, Result};
 use std::path::PathBuf;

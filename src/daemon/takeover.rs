@@ -111,6 +111,7 @@ impl Stranded {
             size: *size,
             serving: false,
             progress: None,
+            waiting: None,
         }
     }
 }

@@ -115,15 +115,14 @@ pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> 
     {
         return Content::new(away(identity), store);
     }
-    let source = match backends::open(location, &options.sources).await {
-        Err(error) if error.kind == backends::Kind::Unreachable => {
-            let Some(identity) = store.and_then(|store| store.known(location)) else {
-                return Err(error.into());
-            };
+    let known = store.and_then(|store| store.known(location));
+    let sources = options.sources.clone().with_known(known.is_some());
+    let source = match (backends::open(location, &sources).await, known) {
+        (Err(error), Some(identity)) if error.kind == backends::Kind::Unreachable => {
             tracing::warn!("{error}; what the cache has of it is served");
             away(identity)
         }
-        source => source?,
+        (source, _) => source?,
     };
     Content::new(source, store)
 }

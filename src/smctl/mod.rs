@@ -101,7 +101,13 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             show::done(&open(change.dry_run)?.vdi_rename(&sr, &vdi, &name)?, json)
         }
         Vdi::List { sr } => show::vdis(&open(false)?.vdi_list(&sr)?, json),
-        Vdi::Info { sr, vdi } => show::vdi(&open(false)?.vdi_info(&sr, &vdi)?, json),
+        Vdi::Info { sr, vdi } => {
+            let info = open(false)?.vdi_info(&sr, &vdi)?;
+            let template = if info.location.is_some() { Some(info.uuid) } else { info.origin };
+            let server = origins::Server::new(global.admin.clone(), Vec::new())?;
+            let local = template.and_then(|template| server.progress(template));
+            show::vdi(&info, local, json)
+        }
     }
 }
 

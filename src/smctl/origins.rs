@@ -2,6 +2,7 @@
 
 use crate::daemon::{AttachRequest, Client, spawn};
 use crate::error::{Error, Result};
+use crate::export::Progress;
 use crate::image::{Image, OpenOptions};
 use backends::{Credentials, Location};
 use sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
@@ -26,6 +27,13 @@ impl Server {
     /// The server at `address`; `options` go to one that is started here.
     pub(crate) fn new(address: String, options: Vec<OsString>) -> Result<Self> {
         Ok(Server { runtime: crate::cli::runtime()?, address, options })
+    }
+
+    /// How much of `template` is local. None where it is not attached, or that cannot be said now.
+    pub(crate) fn progress(&self, template: Uuid) -> Option<Progress> {
+        let client = self.existing().ok()??;
+        let attached = self.runtime.block_on(client.attached_with_progress()).ok()?;
+        attached.into_iter().find(|attached| attached.key == key(template))?.progress
     }
 
     /// A client of the server that speaks for what is attached, if anything is.

@@ -1,6 +1,7 @@
 //! How `smctl` shows what it did and what there is.
 
 use crate::error::Result;
+use crate::export::Progress;
 use crate::output;
 use crate::size::Size;
 use backends::Location;
@@ -99,10 +100,21 @@ pub(super) fn vdis(vdis: &[VdiInfo], json: bool) -> Result<()> {
     output::table(&header, vdis.iter().map(row))
 }
 
-/// One VDI.
-pub(super) fn vdi(vdi: &VdiInfo, json: bool) -> Result<()> {
+/// One VDI, and how much of its template is local.
+pub(super) fn vdi(vdi: &VdiInfo, local: Option<Progress>, json: bool) -> Result<()> {
+    #[derive(Serialize)]
+    struct Shown {
+        #[serde(flatten)]
+        vdi: VdiInfo,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        local: Option<Progress>,
+    }
     let vdi = redacted(vdi);
-    if json { output::json(&vdi) } else { fields(&vdi) }
+    if json {
+        return output::json(&Shown { vdi, local });
+    }
+    fields(&vdi)?;
+    local.map_or(Ok(()), |local| output::line(&format!("{:>20}  {} of its template", "local", local.words())))
 }
 
 /// The VDI with its location as it may be shown: a query can be a secret.

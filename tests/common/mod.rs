@@ -135,6 +135,11 @@ impl Server {
         format!("nbd+unix:///{export}?socket={}", text(&self.socket))
     }
 
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks the server to end, as a service manager does; it must do so with success.
     pub(crate) fn terminate(mut self) {
         run("kill", &["-TERM", &self.child.id().to_string()]);

@@ -4,21 +4,29 @@ use std::io::{Read, Result, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// A connection to the default export.
+/// A connection to an export.
 pub(crate) struct Nbd(UnixStream);
 
 impl Nbd {
     const MAGIC: u64 = 0x4e42_444d_4147_4943;
     const OPTION: u64 = 0x4948_4156_454f_5054;
 
+    /// To the default export.
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        Nbd::connect_to(socket, "")
+    }
+
+    /// To the export called `name`. The server ends the connection if there is none.
+    pub(crate) fn connect_to(socket: &Path, name: &str) -> Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;
         assert_eq!(greeting[..16], [Self::MAGIC.to_be_bytes(), Self::OPTION.to_be_bytes()].concat());
-        // Fixed newstyle, and no zeros behind the answer to NBD_OPT_EXPORT_NAME, whose name is empty.
+        // Fixed newstyle, and no zeros behind the answer to NBD_OPT_EXPORT_NAME.
         stream.write_all(&3_u32.to_be_bytes())?;
-        stream.write_all(&[&Self::OPTION.to_be_bytes()[..], &[0, 0, 0, 1], &[0; 4]].concat())?;
+        let len = u32::try_from(name.len()).unwrap().to_be_bytes();
+        stream
+            .write_all(&[&Self::OPTION.to_be_bytes()[..], &[0, 0, 0, 1], &len, name.as_bytes()].concat())?;
         stream.read_exact(&mut [0; 10])?;
         Ok(Nbd(stream))
     }

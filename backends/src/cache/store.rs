@@ -20,6 +20,9 @@ const REST: Duration = Duration::from_secs(30);
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
 
+/// The part of a key that says that an object holds a file as it is.
+const RAW: &str = "raw";
+
 /// How long [`Store::sync`] waits for a disk that does not take what is being written to it.
 const LANDING: Duration = Duration::from_secs(30);
 
@@ -45,6 +48,8 @@ pub(super) struct Shared {
     /// The locked file, once this process owns the store.
     lock: OnceLock<File>,
     objects: Mutex<HashMap<String, Entry>>,
+    /// Names of the objects that hold files as they are, by location; once somebody asked. Some may be gone.
+    places: Mutex<Option<HashMap<String, Vec<String>>>>,
     /// Objects with blocks that are not in their index yet. They live on until they are saved.
     dirty: Mutex<HashMap<String, Arc<Core>>>,
     /// Held while they are being saved, so that who asks for it returns after it was done.
@@ -85,6 +90,7 @@ impl Store {
             landed: Condvar::new(),
             lock: OnceLock::new(),
             objects: Mutex::default(),
+            places: Mutex::default(),
             dirty: Mutex::default(),
             saving: Mutex::default(),
             resting: Mutex::default(),
@@ -141,13 +147,9 @@ impl Store {
     }
 
     fn latest(&self, location: &crate::Location, wanted: fn(&Path) -> bool) -> Option<crate::Identity> {
-        let plain = location.to_string();
-        // The same bucket and key may be on several servers, which identities tell apart.
-        let on_a_server = format!("{plain} at ");
-        let known = disk::directories(&self.shared.root).ok()?.into_iter().filter_map(|directory| {
-            let (Key { identity, part }, _) = disk::read_meta(&directory).ok()?;
-            let same = identity.location == plain || identity.location.starts_with(&on_a_server);
-            (same && part == "raw" && wanted(&directory)).then(|| (disk::opened(&directory), identity))
+        let known = self.shared.directories_of(&location.to_string()).into_iter().filter_map(|directory| {
+            let (Key { identity, .. }, _) = disk::read_meta(&directory).ok()?;
+            wanted(&directory).then(|| (disk::opened(&directory), identity))
         });
         known.max_by_key(|(opened, _)| *opened).map(|(_, identity)| identity)
     }
@@ -164,6 +166,11 @@ impl Store {
     /// Disk space taken, in bytes.
     pub fn used(&self) -> u64 {
         self.shared.used.load(Ordering::Relaxed)
+    }
+
+    /// Disk space it may take, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.shared.max
     }
 
     /// Whether this process owns the store.
@@ -223,6 +230,14 @@ impl Shared {
         if let Some(core) = entry.core.upgrade() {
             return core;
         }
+        if let Some(places) = &mut *locked(&self.places)
+            && key.part == RAW
+        {
+            let names = places.entry(place(&key.identity).to_owned()).or_default();
+            if !names.contains(&name) {
+                names.push(name.clone());
+            }
+        }
         let core = Arc::new(Core::new(self.clone(), name, key.clone(), geometry));
         entry.core = Arc::downgrade(&core);
         if self.owner() {
@@ -232,6 +247,24 @@ impl Shared {
         drop(objects);
         self.account(&core);
         core
+    }
+
+    /// The directories of what may be there of the file at `location`.
+    fn directories_of(&self, location: &str) -> Vec<PathBuf> {
+        let mut places = locked(&self.places);
+        let places = places.get_or_insert_with(|| {
+            let mut places: HashMap<String, Vec<String>> = HashMap::new();
+            for directory in disk::directories(&self.root).unwrap_or_default() {
+                let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if let Ok((Key { identity, part }, _)) = disk::read_meta(&directory)
+                    && part == RAW
+                {
+                    places.entry(place(&identity).to_owned()).or_default().push(name);
+                }
+            }
+            places
+        });
+        places.get(location).into_iter().flatten().map(|name| self.root.join(name)).collect()
     }
 
     /// The last user of `core` is gone.
@@ -347,6 +380,11 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.bell.ring();
     }
+}
+
+/// Where a file is, without the server that identities of S3 add: the same bucket and key may be on several.
+fn place(identity: &crate::Identity) -> &str {
+    identity.location.split_once(" at ").map_or(&identity.location, |(location, _)| location)
 }
 
 /// Bytes that were delivered and are not in the file yet.

@@ -31,9 +31,14 @@ use crate::{Error, Identity, Kind, Location, Options, Scheme, Source};
 use answer::{Pinned, Validator};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use way::Way;
+
+/// For how long the first bytes of an object are kept in memory: longer than finding out what it is takes, and not so long
+/// that a thousand of them that nobody reads would add up.
+const HEAD_KEPT: Duration = Duration::from_secs(2);
 
 /// An object on an HTTP or S3 server.
 #[derive(Debug)]
@@ -45,8 +50,8 @@ pub struct HttpSource {
     /// The way whose answer was pinned.
     pinned_by: usize,
     policy: Policy,
-    /// The object's first bytes, until something else is read.
-    head: Mutex<Option<Bytes>>,
+    /// The object's first bytes, until something else is read, or for a moment.
+    head: Arc<Mutex<Option<Bytes>>>,
     /// Set for good when another version is seen.
     changed: OnceLock<Error>,
 }
@@ -89,6 +94,14 @@ impl HttpSource {
             let others = ways.iter().enumerate().filter(|(number, _)| *number != pinned_by);
             others.for_each(|(_, way)| way.take_out());
         }
+        let head = Arc::new(Mutex::new(Some(head.freeze())));
+        let kept = Arc::downgrade(&head);
+        tokio::spawn(async move {
+            tokio::time::sleep(HEAD_KEPT).await;
+            if let Some(head) = kept.upgrade() {
+                *head.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        });
         Ok(HttpSource {
             identity: Identity {
                 location: ways[0].endpoint.canonical(),
@@ -99,7 +112,7 @@ impl HttpSource {
             ways,
             pinned_by,
             policy,
-            head: Mutex::new(Some(head.freeze())),
+            head,
             changed: OnceLock::new(),
         })
     }

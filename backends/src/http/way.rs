@@ -16,12 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How much the first request asks for. Its bytes answer the reads that find out what the image is.
-const HEAD: u64 = 64 << 10;
+/// How much the first request asks for. Its bytes answer the reads that find out what the image is: in most images the
+/// header and the first table, which would cost another round trip.
+const HEAD: u64 = 256 << 10;
+
+/// The same of an object whose beginning is in the cache.
+const HEAD_KNOWN: u64 = 512;
 
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) endpoint: Endpoint,
+    /// How much the first request asks for.
+    head: u64,
     circuit: Arc<Circuit>,
     lanes: Lanes,
     pace: Pace,
@@ -35,6 +41,7 @@ impl Way {
         Ok(Way {
             circuit: options.circuits.of(&endpoint.server()),
             endpoint,
+            head: if options.known { HEAD_KNOWN } else { HEAD },
             lanes: Lanes::new(),
             pace: Pace::new(),
             out: AtomicBool::new(false),
@@ -57,8 +64,9 @@ impl Way {
 
     /// The request that opens an object. Appends its first bytes to `head`.
     pub(super) async fn open(&self, head: &mut BytesMut) -> Result<Part, Fault> {
-        let answer = self.endpoint.get(&(0..HEAD), HeaderMap::new()).await?;
-        let part = answer::first(answer.status(), answer.headers(), &(0..HEAD))?;
+        let asked = 0..self.head;
+        let answer = self.endpoint.get(&asked, HeaderMap::new()).await?;
+        let part = answer::first(answer.status(), answer.headers(), &asked)?;
         receive(answer, &part, head).await?;
         Ok(part)
     }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use thinorigin_nbd::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
+use thinorigin_nbd::{
+    Client, Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments,
+};
 
 const BLOCK: u64 = 64 << 10;
 
@@ -102,11 +104,11 @@ pub(crate) struct One(pub(crate) Arc<Disk>);
 impl Exports for One {
     type Export = Disk;
 
-    async fn lookup(&self, name: &str) -> Option<Arc<Disk>> {
+    async fn lookup(&self, name: &str, _client: &Client) -> Option<Arc<Disk>> {
         matches!(name, "" | "disk").then(|| Arc::clone(&self.0))
     }
 
-    fn names(&self) -> Vec<String> {
+    fn names(&self, _client: &Client) -> Vec<String> {
         vec!["disk".into()]
     }
 }

@@ -2,7 +2,7 @@
 
 use super::outbox::{Next, Outbox};
 use super::transport::break_off;
-use crate::Tls;
+use crate::{Client, Tls};
 use bytes::BytesMut;
 use std::io;
 use std::pin::Pin;
@@ -34,6 +34,13 @@ impl Encrypted {
     pub(super) async fn accept(plain: Plain, tls: &Tls) -> io::Result<Encrypted> {
         let stream = tls.acceptor().accept(plain).await?;
         Ok(Encrypted { stream, chunk: Vec::new(), unsent: false })
+    }
+
+    /// Who is at the other end.
+    pub(super) fn client(&self) -> Client {
+        let (_, session) = self.stream.get_ref();
+        let shown = session.peer_certificates().and_then(|chain| chain.first());
+        Client::with(shown.map(|certificate| certificate.clone().into_owned()))
     }
 
     pub(super) fn poll_fill(

@@ -6,7 +6,7 @@ use crate::handshake::{Encryption, Handshake, Negotiated, Step};
 use crate::session::Session;
 use crate::validate::Terms;
 use crate::wire::Sink;
-use crate::{Export, Exports, Tls};
+use crate::{Client, Export, Exports, Tls};
 use bytes::BytesMut;
 use std::future::poll_fn;
 use std::io;
@@ -32,6 +32,7 @@ pub(crate) async fn negotiate<X: Exports>(
     let mut handshake = Handshake::new(encryption, &mut out);
     let mut step = Step::More;
     let mut export = None;
+    let mut client = Client::default();
     loop {
         step = match step {
             Step::More => {
@@ -43,10 +44,10 @@ pub(crate) async fn negotiate<X: Exports>(
                 handshake.step(&mut input, &mut out)
             }
             Step::Lookup(name) => {
-                export = exports.lookup(&name).await.map(|export| (export.info(), export));
+                export = exports.lookup(&name, &client).await.map(|export| (export.info(), export));
                 handshake.found(export.as_ref().map(|(info, _)| info), &mut input, &mut out)
             }
-            Step::List => handshake.listed(&exports.names(), &mut input, &mut out),
+            Step::List => handshake.listed(&exports.names(&client), &mut input, &mut out),
             Step::StartTls => {
                 send(&mut stream, &mut out).await?;
                 let Some(tls) = tls.filter(|_| input.is_empty()) else {
@@ -54,6 +55,7 @@ pub(crate) async fn negotiate<X: Exports>(
                     return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                 };
                 stream = stream.encrypt(tls).await?;
+                client = stream.client();
                 handshake.encrypted();
                 Step::More
             }

@@ -2,7 +2,7 @@
 
 use super::encrypted::{Encrypted, Plain};
 use super::outbox::{Next, Outbox};
-use crate::Tls;
+use crate::{Client, Tls};
 use bytes::BytesMut;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io;
@@ -57,6 +57,14 @@ impl Stream {
             Self::Tls(_) => return Err(io::Error::other("the connection is encrypted already")),
         };
         Ok(Self::Tls(Box::new(Encrypted::accept(plain, tls).await?)))
+    }
+
+    /// Who is at the other end.
+    pub(super) fn client(&self) -> Client {
+        match self {
+            Self::Unix(_) | Self::Tcp(_) => Client::default(),
+            Self::Tls(stream) => stream.client(),
+        }
     }
 
     /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.
