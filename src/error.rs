@@ -14,6 +14,8 @@ pub enum Kind {
     Refused,
     /// No server answers on a control socket: exit code 1.
     NoServer,
+    /// An image server cannot be reached, or did not answer in time: exit code 1. Another time it may.
+    Away,
 }
 
 /// An error that reaches people: one sentence that says what and where.
@@ -57,7 +59,7 @@ impl Error {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Failed | Kind::NoServer => 1,
+            Kind::Failed | Kind::NoServer | Kind::Away => 1,
             Kind::Usage => 2,
             Kind::Refused => 3,
         }
@@ -74,6 +76,21 @@ impl std::error::Error for Error {}
 
 impl From<backends::Error> for Error {
     fn from(error: backends::Error) -> Self {
-        Error::failed(error.message)
+        let kind = match error.kind {
+            backends::Kind::Unreachable => Kind::Away,
+            _ => Kind::Failed,
+        };
+        Error { kind, message: error.message }
+    }
+}
+
+/// For what makes blocks of the cache out of others: whether it is worth another try is not lost.
+impl From<Error> for backends::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind {
+            Kind::Away => backends::Kind::Unreachable,
+            _ => backends::Kind::Io,
+        };
+        backends::Error::new(kind, error.message)
     }
 }

@@ -1,6 +1,6 @@
 //! An image as an NBD export: the one place where errors become protocol error numbers.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::image::{Image, Piece, Pieces};
 use crate::prefetch::{Background, Wishes};
 use crate::progress::Meter;
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// comes later than that costs the kernel its socket.
 pub const READ_DEADLINE: Duration = Duration::from_secs(25);
 
+/// How long a reader rests who has the patience to ask again.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// An open image under its export name.
 #[derive(Debug)]
 pub struct ImageExport {
@@ -28,6 +31,8 @@ pub struct ImageExport {
     background: Option<Background>,
     recorder: Option<Arc<Recorder>>,
     meter: Meter,
+    /// How long a read may take.
+    patience: Duration,
     counts: Counts,
     /// Reads that wait: when each began, and where it is, by a number of its own.
     waits: Mutex<BTreeMap<u64, (Instant, u64)>>,
@@ -70,7 +75,37 @@ impl ImageExport {
     /// Exports `image` as `name`.
     pub fn new(name: String, image: Arc<Image>) -> Self {
         let (meter, counts, waits) = (Meter::default(), Counts::default(), Mutex::default());
-        ImageExport { name, image, background: None, recorder: None, meter, counts, waits }
+        let patience = READ_DEADLINE;
+        ImageExport { name, image, background: None, recorder: None, meter, patience, counts, waits }
+    }
+
+    /// Reads take at most `patience`, and the server is asked again until then. Without it they take at most
+    /// [`READ_DEADLINE`], and what the server's absence has shown to be in vain ends at once.
+    pub(crate) fn with_patience(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience.unwrap_or(self.patience);
+        self
+    }
+
+    /// Reads until that succeeds, or there is no more patience for it.
+    async fn patiently<T, F>(&self, read: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let deadline = tokio::time::Instant::now() + self.patience;
+        loop {
+            match tokio::time::timeout_at(deadline, read()).await {
+                Ok(Err(error)) if error.kind == Kind::Away && self.patience > READ_DEADLINE => {
+                    if tokio::time::timeout_at(deadline, tokio::time::sleep(PAUSE)).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                Ok(result) => return result,
+                Err(_) => {
+                    let what = format!("no answer within {} s", self.patience.as_secs());
+                    return Err(Error::failed(what));
+                }
+            }
+        }
     }
 
     /// Fetches in the background what `wishes` say. Must run in a tokio runtime.
@@ -162,11 +197,8 @@ impl Export for ImageExport {
     async fn read(&self, offset: u64, len: u32) -> std::result::Result<Segments, Errno> {
         let _wait = self.begin_wait(offset);
         let began = Instant::now();
-        let read = tokio::time::timeout(READ_DEADLINE, self.image.read(offset, u64::from(len)));
-        let pieces = match read.await {
-            Ok(pieces) => pieces,
-            Err(_) => Err(too_late()),
-        };
+        let image = &*self.image;
+        let pieces = self.patiently(|| image.read(offset, u64::from(len))).await;
         let mut out = Segments::new();
         match pieces.and_then(|pieces| segments(pieces, &mut out)) {
             Ok(()) => {
@@ -178,11 +210,8 @@ impl Export for ImageExport {
     }
 
     async fn reread(&self, offset: u64, len: u32) -> std::result::Result<Bytes, Errno> {
-        let read = tokio::time::timeout(READ_DEADLINE, self.image.reread(offset, u64::from(len)));
-        let bytes = match read.await {
-            Ok(bytes) => bytes,
-            Err(_) => Err(too_late()),
-        };
+        let image = &*self.image;
+        let bytes = self.patiently(|| image.reread(offset, u64::from(len))).await;
         bytes.map_err(|error| self.report(offset, len.into(), &error))
     }
 
@@ -224,10 +253,6 @@ impl Export for ImageExport {
             at += step;
         }
     }
-}
-
-fn too_late() -> Error {
-    Error::failed(format!("no answer within {} s", READ_DEADLINE.as_secs()))
 }
 
 /// Hands `pieces` to the protocol.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod export;
 pub mod image;
 mod memo;
+mod memory;
 mod output;
 mod prefetch;
 mod privileges;

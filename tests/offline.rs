@@ -95,3 +95,33 @@ fn the_rest_comes_when_the_server_is_back_unless_it_is_another() {
     let opened_again = run(THINORIGIN, &["cat", "--cache", &cache, &location]).stdout;
     assert_same_bytes("opened again", &opened_again, &other[..8 << 20]);
 }
+
+#[test]
+fn a_patient_reader_waits_for_the_server() {
+    if !has("a_patient_reader_waits_for_the_server", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let wanted = images(&dir);
+    let http = Http::start(&dir);
+    let locations = ["disk.raw", "disk.qcow2"].map(|name| format!("{name}={}/{name}", http.url));
+    let arguments = ["--no-cache", "--patience", "60", &locations[0], &locations[1]];
+    let server = Server::start(&dir, &arguments);
+    http.stop();
+    // Longer than a reader waits who has no patience.
+    let began = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for name in ["disk.raw", "disk.qcow2"] {
+            let (server, wanted) = (&server, &wanted);
+            scope.spawn(move || {
+                let mut client = common::nbd::Nbd::connect_to(&server.socket, name).unwrap();
+                let bytes = client.read(4_000_000, 4096).unwrap();
+                assert!(bytes.as_deref() == Ok(&wanted[4_000_000..4_004_096]), "{name}: {:?}", bytes.err());
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_secs(28));
+        http.start_again(&dir);
+    });
+    assert!(began.elapsed().as_secs() >= 28);
+    server.terminate();
+}

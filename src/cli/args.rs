@@ -205,6 +205,10 @@ pub(crate) struct Serve {
     /// Open each image when it is first asked for instead of at start
     #[arg(long)]
     pub(crate) lazy: bool,
+    /// For how long reads wait for an image server that is away before they end in EIO [default: 25, and less where it is
+    /// known to be in vain]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) patience: Option<u64>,
     /// Bring every image into the cache in the background, after what traces name
     #[arg(long, conflicts_with = "no_cache")]
     pub(crate) prefetch: bool,
@@ -277,6 +281,9 @@ pub(crate) struct List {
 pub(crate) struct Attach {
     /// Location of the image
     pub(crate) location: String,
+    /// For how long reads wait for an image server that is away before they end in EIO [default: the server's, which is 25]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) patience: Option<u64>,
     /// The device to use [default: one that is free]
     #[arg(long, value_name = "/dev/nbdN")]
     pub(crate) device: Option<PathBuf>,

@@ -25,6 +25,7 @@ pub(super) async fn attach(args: Attach, json: bool) -> Result<()> {
         pin: None,
         index,
         revalidate: args.reading.cache.revalidate,
+        patience: args.patience,
     };
     let attached = spawn::attach(&args.daemon.admin, &args.reading.to_args(), &request).await?;
     match json {

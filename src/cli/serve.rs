@@ -33,8 +33,12 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     let options = args.reading.options()?;
     let store = options.store.clone();
     let wishes = Wishes { trace: None, whole: args.prefetch, published: !args.no_published_trace };
-    let common =
-        Common { options: options.clone(), wishes: wishes.clone(), knows_clients: args.tls_verify_peer };
+    let common = Common {
+        options: options.clone(),
+        wishes: wishes.clone(),
+        patience: args.patience.map(Duration::from_secs),
+        knows_clients: args.tls_verify_peer,
+    };
     let registry = Arc::new(Registry::new(specs, config, common, args.lazy)?);
     if !args.lazy {
         registry.open_all().await?;
@@ -62,7 +66,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
         });
     }
     if let Some((listener, path)) = sockets.admin {
-        let attachments = Attachments::open(record::directory(&path), options, wishes)?;
+        let attachments = Attachments::open(record::directory(&path), options, wishes, args.patience)?;
         attachments.adopt().await;
         tokio::spawn(watchdog::watch(registry.clone(), Some(attachments.clone())));
         let rescuing = attachments.clone();
@@ -82,6 +86,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     } else {
         tokio::spawn(watchdog::watch(registry.clone(), None));
     }
+    tokio::spawn(crate::memory::give_back());
     // A service manager that is not there to be told is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     eprintln!("ready: {}", listening.join(", "));

@@ -32,6 +32,10 @@ pub struct AttachRequest {
     /// Whether servers are asked for the version of objects, too, that the cache has all of.
     #[serde(default)]
     pub revalidate: bool,
+    /// For how many seconds reads wait for a server that is away before they end in EIO; absent: what the server was
+    /// started with.
+    #[serde(default)]
+    pub patience: Option<u64>,
 }
 
 /// An image that is a kernel device.

@@ -23,11 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Sockets for each device: one hardware queue each, and a second one so that the kernel can retry elsewhere.
 const SOCKETS: usize = 2;
-/// The kernel's request timer. A reply slower than this costs a socket, so reads are answered well before.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than the server's own patience the kernel's request timer is: a reply slower than that costs a socket.
+const MARGIN: Duration = Duration::from_secs(5);
+/// The most patience there is.
+const MOST_PATIENCE: u64 = 3600;
 /// How long the kernel keeps requests waiting for a new server after the last one died.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
-const _: () = assert!(READ_DEADLINE.as_secs() < REQUEST_TIMEOUT.as_secs());
 /// What the kernel shows as the backend of our devices, followed by the key.
 pub(super) const BACKEND: &str = "thinorigin:";
 
@@ -38,6 +39,8 @@ pub(crate) struct Attachments {
     options: OpenOptions,
     /// What is fetched of every image in the background.
     wishes: Wishes,
+    /// For how long reads wait for a server that is away, where a request does not say.
+    patience: Option<u64>,
     live: Mutex<HashMap<String, Live>>,
     /// Devices of an earlier server whose image cannot be opened at the moment, by key. Reads of them wait.
     stranded: Mutex<HashMap<String, Stranded>>,
@@ -81,11 +84,17 @@ pub(super) struct Serving {
 impl Attachments {
     /// No devices yet; records are kept in `directory`, images are opened with `options`, and of each is fetched what
     /// `wishes` say.
-    pub(crate) fn open(directory: PathBuf, options: OpenOptions, wishes: Wishes) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        directory: PathBuf,
+        options: OpenOptions,
+        wishes: Wishes,
+        patience: Option<u64>,
+    ) -> Result<Arc<Self>> {
         Ok(Arc::new(Attachments {
             records: Records::open(directory)?,
             options,
             wishes,
+            patience,
             live: Mutex::default(),
             stranded: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -138,12 +147,13 @@ impl Attachments {
         if let Some(stranded) = stranded {
             return self.serve_again(stranded, &image).await;
         }
-        let (kernel_ends, serving) = self.serve(&image)?;
+        let patience = self.patience(&request)?;
+        let (kernel_ends, serving) = self.serve(&image, patience)?;
         let connect = Connect {
             index: request.index,
             size: device_size(&image),
             backend: backend(&request.key),
-            ..timers()
+            ..timers(patience)
         };
         let device = blocking(move || kernel::connect(&connect, &kernel_ends)).await?;
         let attached = describe(&request.key, &device, &image);
@@ -254,11 +264,27 @@ impl Attachments {
         }
     }
 
+    /// For how long reads of the device that `request` asks for may wait; none: no longer than is usual.
+    pub(super) fn patience(&self, request: &AttachRequest) -> Result<Option<Duration>> {
+        match request.patience.or(self.patience) {
+            Some(seconds @ 1..=MOST_PATIENCE) => Ok(Some(Duration::from_secs(seconds))),
+            Some(seconds) => {
+                Err(Error::usage(format!("a patience of {seconds} s: it is from 1 to {MOST_PATIENCE} s")))
+            }
+            None => Ok(None),
+        }
+    }
+
     /// Serves `image` on new socket pairs; returns the kernel's ends.
-    pub(super) fn serve(&self, image: &Arc<Image>) -> Result<(Vec<UnixStream>, Serving)> {
+    pub(super) fn serve(
+        &self,
+        image: &Arc<Image>,
+        patience: Option<Duration>,
+    ) -> Result<(Vec<UnixStream>, Serving)> {
         let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
         let export = ImageExport::new(image.location().to_string(), image.clone())
-            .with_background(self.wishes.clone(), self.options.sources.clone());
+            .with_background(self.wishes.clone(), self.options.sources.clone())
+            .with_patience(patience);
         let export = Arc::new(export);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -287,9 +313,10 @@ impl Attachments {
     }
 }
 
-/// The kernel's timers, as every device has them.
-pub(super) fn timers() -> Connect {
-    Connect { request_timeout: REQUEST_TIMEOUT, dead_connection_timeout: DEAD_TIMEOUT, ..Connect::default() }
+/// The kernel's timers for a device whose reads are answered within `patience`.
+pub(super) fn timers(patience: Option<Duration>) -> Connect {
+    let request_timeout = patience.unwrap_or(READ_DEADLINE).max(READ_DEADLINE) + MARGIN;
+    Connect { request_timeout, dead_connection_timeout: DEAD_TIMEOUT, ..Connect::default() }
 }
 
 /// What the kernel is told a device with `key` is backed by.

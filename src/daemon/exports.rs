@@ -10,6 +10,7 @@ use crate::trace::Recorder;
 use backends::Location;
 use nbd::{Client, Fingerprint};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// Who asked for an export, and so who may take it away.
@@ -34,6 +35,7 @@ pub(crate) struct Entry {
     wishes: Wishes,
     /// Who may have it; empty: everybody.
     clients: Vec<Fingerprint>,
+    patience: Option<Duration>,
     export: OnceCell<Arc<ImageExport>>,
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct Common {
     pub(crate) options: OpenOptions,
     /// What is fetched of every image in the background.
     pub(crate) wishes: Wishes,
+    /// For how long reads wait for a server that is away.
+    pub(crate) patience: Option<Duration>,
     /// Whether clients show certificates, so that it can be said who they are.
     pub(crate) knows_clients: bool,
 }
@@ -51,7 +55,7 @@ pub(crate) struct Common {
 impl Entry {
     /// The export that `spec` asks for. Does not open it.
     pub(crate) fn new(spec: ExportSpec, origin: Origin, common: &Common) -> Result<Arc<Entry>> {
-        let Common { options, wishes, knows_clients } = common.clone();
+        let Common { options, wishes, patience, knows_clients } = common.clone();
         let name = spec.name()?;
         let client = |text: &String| {
             let what =
@@ -78,7 +82,7 @@ impl Entry {
         let trace: Option<Location> = spec.prefetch_trace.as_deref().map(str::parse).transpose()?;
         let wishes = Wishes { whole: wishes.whole || spec.prefetch, trace: trace.or(wishes.trace), ..wishes };
         let (location, export) = (spec.location()?, OnceCell::new());
-        Ok(Arc::new(Entry { name, location, spec, origin, options, wishes, clients, export }))
+        Ok(Arc::new(Entry { name, location, spec, origin, options, wishes, clients, patience, export }))
     }
 
     fn is_for(&self, client: &Client) -> bool {
@@ -116,7 +120,8 @@ impl Entry {
                 let recorder =
                     recorder.map(|file| Recorder::begin(file, image.virtual_size())).transpose()?;
                 let export = ImageExport::new(self.name.clone(), image)
-                    .with_background(self.wishes.clone(), self.options.sources.clone());
+                    .with_background(self.wishes.clone(), self.options.sources.clone())
+                    .with_patience(self.patience);
                 Ok(Arc::new(match recorder {
                     Some(recorder) => export.with_recorder(recorder),
                     None => export,

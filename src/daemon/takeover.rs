@@ -85,9 +85,10 @@ impl Attachments {
         Stranded { record, device }: Stranded,
         image: &Arc<Image>,
     ) -> Result<Attached> {
-        let (kernel_ends, serving) = self.serve(image)?;
+        let patience = self.patience(&record.request)?;
+        let (kernel_ends, serving) = self.serve(image, patience)?;
         let attached = describe(&record.request.key, &device, image);
-        let connect = Connect { backend: device.backend().to_owned(), ..timers() };
+        let connect = Connect { backend: device.backend().to_owned(), ..timers(patience) };
         blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
         tracing::info!("{}: took over {}", attached.device, attached.location);
         self.stranded().remove(&record.request.key);

@@ -22,7 +22,7 @@ pub(crate) struct DecodeFill(pub(super) Arc<LayerFiles>);
 
 impl Fill for DecodeFill {
     async fn fill(&self, range: Range<u64>) -> std::result::Result<Bytes, backends::Error> {
-        fill(&self.0, range).await.map_err(|error| backends::Error::new(backends::Kind::Io, error.message))
+        Ok(fill(&self.0, range).await?)
     }
 }
 

@@ -42,8 +42,7 @@ struct BlockFill(Arc<Blocks>);
 
 impl Fill for BlockFill {
     async fn fill(&self, range: Range<u64>) -> std::result::Result<Bytes, backends::Error> {
-        let spans = self.0.get(range.clone()).await;
-        let spans = spans.map_err(|error| backends::Error::new(backends::Kind::Io, error.message))?;
+        let spans = self.0.get(range.clone()).await?;
         if let [Span::Bytes(bytes)] = spans.as_slice() {
             return Ok(bytes.clone());
         }

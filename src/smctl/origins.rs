@@ -76,6 +76,7 @@ impl Origins for Server {
                 pin: Some(identity.to_owned()),
                 index: None,
                 revalidate: false,
+                patience: None,
             };
             spawn::attach(&self.address, &self.options, &request).await
         };
