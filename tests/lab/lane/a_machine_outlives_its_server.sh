@@ -88,7 +88,7 @@ for place in 0 20 50; do
   timeout 10 dd if="$other" of=back bs=1M skip=$place count=1 iflag=direct status=none
   cmp noise back
 done
-smctl vdi list sr --json >list
+smctl vdi list sr --json >vdis.json
 running reader.pid || fail "the reader did not wait: $(<reader.log)"
 # The kernel waits 120 s for a server.
 while running reader.pid; do
