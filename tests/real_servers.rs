@@ -221,6 +221,43 @@ fn a_file_that_may_not_be_read_is_denied_by_every_kind_of_server() {
 }
 
 #[test]
+fn a_server_is_asked_in_the_version_of_http_that_its_section_says() {
+    let test = "a_server_is_asked_in_the_version_of_http_that_its_section_says";
+    if !has(test, &["nginx", "openssl", "qemu-img"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let (image, wanted) = image(&dir);
+    let http = Lab::start("http", &dir, &["--root", text(dir.path()), "--tls"]);
+    let url = http.value("HTTPS_URL");
+    let location = format!("{url}/{SPELLED}");
+    let content = bytes::Bytes::from(fs::read(&image).unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for (line, version) in [("", "HTTP/1.1"), ("http2 = true", "HTTP/2.0")] {
+        let credentials = dir.join(&format!("{}.toml", &version[5..]));
+        write_credentials(
+            &credentials,
+            &format!("[\"{url}/\"]\nca = \"{}\"\n{line}\n", http.value("HTTPS_CA")),
+        );
+        let answers = |version: &str| {
+            let log = fs::read_to_string(http.value("HTTP_LOG")).unwrap();
+            log.lines().filter(|line| line.ends_with(version)).count()
+        };
+        let before = answers(version);
+        let arguments = ["cat", "--no-cache", "--credentials", text(&credentials), &location];
+        assert_same_bytes(version, &run(THINORIGIN, &arguments).stdout, &wanted);
+        let options = backends::Options::default()
+            .with_credentials(backends::Credentials::load(Some(&credentials)).unwrap());
+        let outcome = runtime.block_on(async {
+            let source = backends::open(&location.parse().unwrap(), &options).await.unwrap();
+            backends::testing::conforms(&source, &content).await
+        });
+        assert_eq!(outcome, Ok(()), "{version}");
+        assert!(answers(version) > before + 10, "nothing was asked in {version}");
+    }
+}
+
+#[test]
 fn a_bucket_is_listed() {
     let test = "a_bucket_is_listed";
     if !has_s3(test) {

@@ -76,6 +76,8 @@ pub(crate) struct Section {
     /// PEM files: certificates to trust besides the system's, and the client's own certificate with its key.
     pub(crate) ca: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
+    /// HTTPS, S3: HTTP/2 is spoken with servers that have it.
+    pub(crate) http2: bool,
     /// The URL of an HTTP proxy, with user and password where it wants them.
     pub(crate) proxy: Option<Secret>,
     /// S3: where the service is, if not at AWS.

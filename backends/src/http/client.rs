@@ -32,6 +32,7 @@ struct Kin {
     ca: Option<PathBuf>,
     certificate: Option<PathBuf>,
     proxy: Option<Secret>,
+    http2: bool,
 }
 
 impl Clients {
@@ -43,6 +44,7 @@ impl Clients {
             ca: section.ca.clone().filter(|_| tls),
             certificate: section.certificate.clone().filter(|_| tls),
             proxy: section.proxy.clone(),
+            http2: section.http2 && tls,
         };
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&kin) {
@@ -56,9 +58,7 @@ impl Clients {
 
 fn build(kin: &Kin) -> Result<reqwest::Client, Error> {
     install_crypto();
-    // HTTP/1.1, for many connections carry more over a long way than the one that HTTP/2 multiplexes on.
     let mut builder = reqwest::Client::builder()
-        .http1_only()
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .retry(reqwest::retry::never())
@@ -67,6 +67,10 @@ fn build(kin: &Kin) -> Result<reqwest::Client, Error> {
         .tcp_nodelay(true)
         .pool_max_idle_per_host(128)
         .user_agent(concat!("thinorigin/", env!("CARGO_PKG_VERSION")));
+    // Many connections carry more over a long way than the one that HTTP/2 multiplexes on.
+    if !kin.http2 {
+        builder = builder.http1_only();
+    }
     if !kin.tls {
         builder = builder.tls_certs_only([]);
     }
