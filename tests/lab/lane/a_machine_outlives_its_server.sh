@@ -55,21 +55,21 @@ echo >>build/thinorigin
 serve_with() { background "$1" "$2" serve --admin unix:/run/thinorigin/admin.sock --while-attached; }
 
 goes_on
-echo "STALL none: $(longest) ms" >stalls
+echo "FACT longest round, undisturbed: $(longest) ms" >stalls
 for how in TERM KILL; do
   pkill "-$how" -x thinorigin
   becomes_true eval '! pgrep -x thinorigin'
   sleep 1
   serve_with "after-$how" thinorigin
   goes_on
-  echo "STALL after $how, 1 s without a server: $(longest) ms" >>stalls
+  echo "FACT longest round up to $how and 1 s without a server: $(longest) ms" >>stalls
 done
 # An upgrade: the new one is ready to start when the old one ends.
 pkill -TERM -x thinorigin
 becomes_true eval '! pgrep -x thinorigin'
 serve_with upgrade "$work/build/thinorigin"
 goes_on
-echo "STALL after an upgrade: $(longest) ms" >>stalls
+echo "FACT longest round up to an upgrade: $(longest) ms" >>stalls
 ! grep WRONG load.log || fail "wrong bytes"
 cat stalls
 stop load.pid
@@ -96,7 +96,7 @@ while running reader.pid; do
   sleep 1
 done
 grep -q 'Input/output error' reader.log
-echo "EIO after $(( SECONDS - began )) s"
+echo "FACT without a server, EIO after $(( SECONDS - began )) s"
 timeout 10 dd if=noise of="$other" bs=1M oflag=direct conv=notrunc status=none
 
 # Started again, a server serves the same template; the machine's disk is whole.
