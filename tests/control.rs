@@ -3,11 +3,11 @@
 mod common;
 
 use common::nbd::Nbd;
-use common::{Dir, Server, has, run, text};
+use common::{Dir, Server, becomes_true, has, run, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The status and body of a request on the control socket of `dir`.
 fn ask(dir: &Dir, method: &str, resource: &str, body: Option<&Value>) -> (u16, String) {
@@ -65,14 +65,6 @@ fn check(document: &Value, schema: &Value, value: &Value, what: &str) {
         Some("integer") => assert!(value.is_u64(), "{what}: {value}"),
         Some("boolean") => assert!(value.is_boolean(), "{what}: {value}"),
         other => panic!("{what}: a schema of type {other:?}"),
-    }
-}
-
-fn becomes_true(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(20), "still not true: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

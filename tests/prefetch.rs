@@ -3,23 +3,13 @@
 
 mod common;
 
-use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, oracle, run, text};
+use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, becomes_true, has, oracle, run, text};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 const TOOLS: [&str; 4] = ["nginx", "setsid", "nbdcopy", "qemu-img"];
-
-/// Fails unless `holds` does soon.
-fn becomes_true(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(30), "still not true: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// A compressed image in `dir`, and its guest's bytes.
 fn image(dir: &Dir) -> (PathBuf, Vec<u8>) {

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The program under test.
 pub(crate) const THINORIGIN: &str = env!("CARGO_BIN_EXE_thinorigin");
@@ -37,6 +38,15 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
+}
+
+/// Fails unless `holds` does soon.
+pub(crate) fn becomes_true(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(30), "still not true: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// `path` as text for a command line.
