@@ -180,13 +180,13 @@ async fn no_kill_leaves_a_wrong_byte() {
     const KILLS: usize = 500;
     let mut noise = Noise(0x5eed);
     let (mut kills, mut kept) = (0, 0);
-    let dir = tempfile::tempdir().unwrap();
+    let mut dir = tempfile::tempdir().unwrap();
     while kills < KILLS {
-        // A new store now and then, for its beginning is a time to die as well.
+        // A new store now and then, for its beginning is a time to die as well. In another place, for the thread of the
+        // old one may outlive it by a moment, and works by name.
         let new = kills % 10 == 0;
         if new {
-            std::fs::remove_dir_all(dir.path()).unwrap();
-            std::fs::create_dir(dir.path()).unwrap();
+            dir = tempfile::tempdir().unwrap();
         }
         let point = POINTS[(kills / 10) % POINTS.len()];
         let what = match (new, noise.below(3)) {
