@@ -366,6 +366,42 @@ fn a_server_that_checks_signatures_refuses_a_wrong_key() {
     }
 }
 
+#[test]
+fn credentials_of_the_environment_and_of_a_profile_open_a_bucket() {
+    let test = "credentials_of_the_environment_and_of_a_profile_open_a_bucket";
+    if !has(test, &["qemu-img"]) || !has_s3(test) {
+        return;
+    }
+    let dir = Dir::new();
+    let (image, _) = image(&dir);
+    let s3 = Lab::start("s3", &dir, &[]);
+    s3.run("put", &[text(&image), "disk.qcow2"]);
+    let (key, secret) = (s3.value("S3_ACCESS_KEY"), s3.value("S3_SECRET_KEY"));
+    let profiles = dir.join("profiles");
+    write_credentials(
+        &profiles,
+        &format!("[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"),
+    );
+    // A file of this machine's user is not looked at, and no server is told where another is.
+    let nothing = text(&dir.join("nothing")).to_owned();
+    let environment = vec![("AWS_ACCESS_KEY_ID", key.as_str()), ("AWS_SECRET_ACCESS_KEY", secret.as_str())];
+    let profile = vec![("AWS_SHARED_CREDENTIALS_FILE", text(&profiles)), ("AWS_PROFILE", "lab")];
+    let wrong = vec![("AWS_ACCESS_KEY_ID", key.as_str()), ("AWS_SECRET_ACCESS_KEY", "another")];
+    for (variables, opens) in [(environment, true), (profile, true), (wrong, false), (Vec::new(), false)] {
+        let output = Command::new(THINORIGIN)
+            .args(["info", "--no-cache", &format!("{}/disk.qcow2", s3.value("S3_URL"))])
+            .env("AWS_SHARED_CREDENTIALS_FILE", &nothing)
+            .env("AWS_CONFIG_FILE", &nothing)
+            .env("AWS_ENDPOINT_URL_S3", s3.value("S3_ENDPOINT"))
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), opens, "{variables:?}: {said}");
+        assert!(!said.contains(&secret), "{said}");
+    }
+}
+
 /// Stops the server of `kind` while a reader is under way, starts it again, and stops it for good.
 fn comes_and_goes(test: &str, kind: &str, url: &str, credentials: Option<&str>) {
     let dir = Dir::new();

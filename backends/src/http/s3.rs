@@ -121,3 +121,28 @@ pub(super) fn resolve(
     let signer = Signer { signer, location: location.clone(), requester_pays: section.requester_pays };
     Ok((url, Auth::Signed(signer)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_stands_in_the_host_or_in_the_path() {
+        let location: Location = "s3://bucket/dir/a%20b?versionId=v1".parse().unwrap();
+        let dotted: Location = "s3://a.bucket/k".parse().unwrap();
+        let own = Section { endpoint: Some("https://s3.lab/base".to_owned()), ..Section::default() };
+        let aws = Section { region: Some("eu-x".to_owned()), endpoint: None, ..Section::default() };
+        let virtual_host = Section { path_style: Some(false), ..own.clone() };
+        for (location, section, wanted) in [
+            (&location, &own, "https://s3.lab/base/bucket/dir/a%20b?versionId=v1"),
+            (&location, &virtual_host, "https://bucket.s3.lab/dir/a%20b?versionId=v1"),
+            (&location, &aws, "https://bucket.s3.eu-x.amazonaws.com/dir/a%20b?versionId=v1"),
+            // A certificate of a virtual host would not fit.
+            (&dotted, &aws, "https://s3.eu-x.amazonaws.com/a.bucket/k"),
+        ] {
+            let section = Section { anonymous: true, ..section.clone() };
+            let (url, _) = resolve(location, &section, &Clients::default()).unwrap();
+            assert_eq!(url.as_str(), wanted);
+        }
+    }
+}

@@ -261,6 +261,16 @@ async fn authorization_goes_to_the_origin_alone_and_is_renewed_when_refused() {
     assert!(!head.contains("authorization") && !head.contains("x-key"), "{head}");
 }
 
+#[tokio::test]
+async fn a_token_is_shown_as_a_bearer_s() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let section = format!("[\"http://{}/\"]\ntoken = \"t0ken\"", origin.address());
+    let options = options().with_credentials(credentials(&dir, &section));
+    HttpSource::open(&origin.url("a").parse().unwrap(), &options).await.unwrap();
+    assert!(origin.heads().pop().unwrap().contains("authorization: bearer t0ken\r\n"));
+}
+
 #[cfg(feature = "s3")]
 #[tokio::test]
 async fn s3_requests_are_signed_and_addressed_as_configured() {
