@@ -1,7 +1,7 @@
 //! `thinorigin cache`: what is local, whether it is whole, and away with it.
 
 use super::args::{CacheCommand, CacheDir};
-use super::reading;
+use super::{export, reading};
 use crate::error::{Error, Result};
 use crate::output;
 use crate::size::Size;
@@ -50,12 +50,12 @@ struct Dropped {
     disk: u64,
 }
 
-pub(super) fn run(command: CacheCommand, json: bool) -> Result<()> {
+pub(super) async fn run(command: CacheCommand, json: bool) -> Result<()> {
     match command {
         CacheCommand::List(dir) => list(&look(&dir)?, json),
         CacheCommand::Usage(dir) => usage(&look(&dir)?, json),
         CacheCommand::Verify(dir) => verify(&look(&dir)?, json),
-        CacheCommand::Export(_) => Ok(()),
+        CacheCommand::Export(args) => export::run(args, json).await,
         CacheCommand::Drop { location, all, dir } => remove(look(&dir)?, location.as_deref(), all, json),
     }
 }

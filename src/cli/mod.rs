@@ -14,7 +14,7 @@ mod serve;
 
 use crate::error::{Error, Result};
 use crate::output;
-use args::{CacheCommand, Cli, Command};
+use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
@@ -33,10 +33,6 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut command, "thinorigin", &mut std::io::stdout());
             Ok(())
         }
-        Command::Cache { command: CacheCommand::Export(args) } => {
-            runtime()?.block_on(export::run(args, json))
-        }
-        Command::Cache { command } => cache::run(command, json),
         Command::Man { dir } => output::manual(Cli::command(), &dir),
         command => runtime()?.block_on(run_async(command, json)),
     }
@@ -55,7 +51,8 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::Attached { daemon } => attach::attached(&daemon, json).await,
         Command::Exports { daemon } => attach::exports(&daemon, json).await,
         Command::Detach(args) => attach::detach(&args).await,
-        Command::Completions { .. } | Command::Man { .. } | Command::Cache { .. } => Ok(()),
+        Command::Cache { command } => cache::run(command, json).await,
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
 }
 
