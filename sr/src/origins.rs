@@ -62,12 +62,18 @@ pub trait Origins {
     /// The location cannot be read or holds no image that is known.
     fn probe(&mut self, location: &str) -> Result<Probed, OriginError>;
 
-    /// Makes the template a block device, or finds the one that it already is.
+    /// Makes the template a block device, or finds the one that it already is. Reads of a new one wait `patience`
+    /// seconds for a server that is away, if that is given.
     ///
     /// # Errors
     /// The location cannot be opened, or what is there now has another identity.
-    fn attach(&mut self, template: Uuid, location: &str, identity: &str)
-    -> Result<OriginDevice, OriginError>;
+    fn attach(
+        &mut self,
+        template: Uuid,
+        location: &str,
+        identity: &str,
+        patience: Option<u64>,
+    ) -> Result<OriginDevice, OriginError>;
 
     /// Takes the template's block device away, if there is one.
     ///

@@ -34,6 +34,9 @@ pub enum Body {
         identity: String,
         /// Its format.
         format: String,
+        /// For how many seconds reads wait for its server while that is away; the server's own answer if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        patience: Option<u64>,
     },
     /// A thin device in the pool.
     Thin {

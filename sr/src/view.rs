@@ -24,6 +24,9 @@ pub struct VdiInfo {
     pub parent: Option<Uuid>,
     /// Where a template's image is.
     pub location: Option<String>,
+    /// For how many seconds reads of a template wait for its server while that is away, where that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
     /// The template whose data shows where the VDI has none of its own.
     pub origin: Option<Uuid>,
     /// Whether it has a device.

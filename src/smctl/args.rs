@@ -148,6 +148,10 @@ pub(crate) enum Vdi {
         /// What people call it [default: the image's file name]
         #[arg(long)]
         name: Option<String>,
+        /// For how long reads of the template wait for an image server that is away before they end in EIO [default: the
+        /// server's, which is 25]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+        patience: Option<u64>,
         #[command(flatten)]
         change: Change,
     },

@@ -64,10 +64,10 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
     let json = global.json;
     let open = |dry_run| controller(global, dry_run, Vec::new());
     match command {
-        Vdi::Introduce { sr, location, name, change } => {
+        Vdi::Introduce { sr, location, name, patience, change } => {
             // What is wrong with the text itself is a matter of usage; that it cannot be opened is not.
             location.parse::<Location>().map_err(|error| Error::usage(error.message))?;
-            let request = VdiIntroduce { location, name };
+            let request = VdiIntroduce { location, name, patience };
             show::made(open(change.dry_run)?.vdi_introduce(&sr, &request)?, |vdi| vdi.uuid, json)
         }
         Vdi::Create { sr, name, size, change } => {

@@ -64,6 +64,7 @@ impl Origins for Server {
         template: Uuid,
         location: &str,
         identity: &str,
+        patience: Option<u64>,
     ) -> std::result::Result<OriginDevice, OriginError> {
         let attach = async {
             let request = AttachRequest {
@@ -76,7 +77,7 @@ impl Origins for Server {
                 pin: Some(identity.to_owned()),
                 index: None,
                 revalidate: false,
-                patience: None,
+                patience,
             };
             spawn::attach(&self.address, &self.options, &request).await
         };

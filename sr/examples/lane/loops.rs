@@ -52,6 +52,7 @@ impl Origins for Loops {
         template: Uuid,
         location: &str,
         identity: &str,
+        _patience: Option<u64>,
     ) -> Result<OriginDevice, OriginError> {
         if self.probe(location)?.identity != identity {
             return Err(failed(location, "it is not the version that was introduced"));

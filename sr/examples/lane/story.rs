@@ -38,9 +38,10 @@ pub(crate) fn verb(words: &[&str]) -> Result<()> {
         ["sr-destroy", sr] => {
             serde_json::to_value(smctl.sr_destroy(&SrDestroy { sr: (*sr).into(), force: true })?)?
         }
-        ["introduce", sr, location] => serde_json::to_value(
-            smctl.vdi_introduce(sr, &VdiIntroduce { location: (*location).into(), name: None })?,
-        )?,
+        ["introduce", sr, location] => serde_json::to_value(smctl.vdi_introduce(
+            sr,
+            &VdiIntroduce { location: (*location).into(), name: None, patience: None },
+        )?)?,
         ["clone", sr, vdi, name] => serde_json::to_value(smctl.vdi_clone(sr, vdi, &clone(name))?)?,
         ["snapshot", sr, vdi, name] => serde_json::to_value(smctl.vdi_snapshot(sr, vdi, &clone(name))?)?,
         ["revert", sr, vdi, snapshot] => serde_json::to_value(smctl.vdi_revert(sr, vdi, snapshot)?)?,
@@ -141,7 +142,7 @@ pub(crate) fn tell(device: &str) -> Result<()> {
 
     let mut devices = Vec::new();
     for (name, path) in [("small", small), ("large", large)] {
-        let introduce = VdiIntroduce { location: path.into(), name: None };
+        let introduce = VdiIntroduce { location: path.into(), name: None, patience: None };
         let template =
             record(timed(&format!("vdi introduce {name}"), || smctl.vdi_introduce("lane", &introduce))?);
         check("it is named after its file", template.name == name && template.kind == "template")?;

@@ -19,6 +19,8 @@ pub struct VdiIntroduce {
     pub location: String,
     /// Its name; the file's without its extension if not given.
     pub name: Option<String>,
+    /// For how many seconds reads wait for its server while that is away; as the server has it if not given.
+    pub patience: Option<u64>,
 }
 
 /// An empty disk to be made.
@@ -55,6 +57,7 @@ impl Controller {
                 location: probed.location,
                 identity: probed.identity,
                 format: probed.format,
+                patience: request.patience,
             },
             origin: None,
             parent: None,
@@ -287,6 +290,10 @@ impl Controller {
             physical_utilisation: physical,
             parent: vdi.parent,
             location: location(vdi),
+            patience: match vdi.body {
+                Body::Template { patience, .. } => patience,
+                Body::Thin { .. } | Body::Thick => None,
+            },
             origin: vdi.origin,
             attached: device.is_some(),
             device: device.map(|_| self.device_path(session, vdi)),

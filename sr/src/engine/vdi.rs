@@ -231,10 +231,12 @@ impl World {
         let Some(OriginSeen { template, .. }) = &seen.origin else {
             return Err(Error::failed(format!("VDI {} has no template to open", seen.uuid)));
         };
-        let Body::Template { location, identity, .. } = &template.body else {
+        let Body::Template { location, identity, patience, .. } = &template.body else {
             return Err(Error::failed(format!("VDI {} is not a template", template.uuid)));
         };
-        self.origins.attach(template.uuid, location, identity).map_err(|e| unavailable(template, &e))?;
+        self.origins
+            .attach(template.uuid, location, identity, *patience)
+            .map_err(|e| unavailable(template, &e))?;
         Ok(())
     }
 

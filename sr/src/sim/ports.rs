@@ -412,7 +412,13 @@ impl Origins for Port {
         })
     }
 
-    fn attach(&mut self, template: Uuid, _: &str, _: &str) -> Result<OriginDevice, OriginError> {
+    fn attach(
+        &mut self,
+        template: Uuid,
+        _: &str,
+        _: &str,
+        _: Option<u64>,
+    ) -> Result<OriginDevice, OriginError> {
         let minor = self.sim().effect(|sim| {
             sim.next_minor += 1;
             let next = sim.next_minor;

@@ -32,7 +32,8 @@ impl Op {
     fn run(&self, smctl: &mut Controller) -> Result<()> {
         match self {
             Self::Introduce(name, content) => {
-                let request = VdiIntroduce { location: content.to_string(), name: Some(name.clone()) };
+                let request =
+                    VdiIntroduce { location: content.to_string(), name: Some(name.clone()), patience: None };
                 smctl.vdi_introduce("sr", &request).map(drop)
             }
             Self::Create(name) => {
