@@ -10,8 +10,8 @@
 //! [`record::Ledger`]).
 //!
 //! The crate is synchronous and knows no network. Templates come through the [`Origins`] port; LVM, device-mapper, the
-//! host and the records have ports too ([`lvm::Lvm`], [`dm::Dm`], [`host::Host`], [`catalog::Catalog`]), so that the
-//! whole of it runs on a simulated world in the tests.
+//! host, the records and the pool's metadata have ports too ([`lvm::Lvm`], [`dm::Dm`], [`host::Host`],
+//! [`catalog::Catalog`], [`thin::ThinMetadata`]), so that the whole of it runs on a simulated world in the tests.
 //!
 //! [`Controller`] is the way in.
 
@@ -20,12 +20,14 @@ mod controller;
 pub mod dm;
 mod engine;
 mod error;
+mod extents;
 pub mod host;
 pub mod lvm;
 pub mod names;
 mod origins;
 mod plan;
 pub mod record;
+pub mod thin;
 mod view;
 
 pub use controller::{
@@ -33,6 +35,7 @@ pub use controller::{
     VdiCreate, VdiIntroduce,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use extents::{Changed, Extent};
 pub use origins::{OriginDevice, OriginError, Origins, Probed};
 pub use view::{OriginInfo, SrInfo, VdiInfo};
 

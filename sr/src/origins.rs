@@ -3,7 +3,7 @@
 //! The controller knows a template as a location and an identity that must not change. Opening the location, serving
 //! it and handing it to the kernel are somebody else's work: whoever implements [`Origins`].
 
-use crate::Outcome;
+use crate::{Extent, Outcome};
 use std::fmt;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -61,6 +61,13 @@ pub trait Origins {
     /// # Errors
     /// The location cannot be read or holds no image that is known.
     fn probe(&mut self, location: &str) -> Result<Probed, OriginError>;
+
+    /// What the image holds, from 0 to its end without gaps, with depth 0 for the image itself. Reads its tables and
+    /// no data.
+    ///
+    /// # Errors
+    /// The location cannot be opened or its tables not be read, or what is there now has another identity.
+    fn extents(&mut self, location: &str, identity: &str) -> Result<Vec<Extent>, OriginError>;
 
     /// Makes the template a block device, or finds the one that it already is. Reads of a new one wait `patience`
     /// seconds for a server that is away, if that is given.

@@ -18,7 +18,8 @@ pub struct VdiInfo {
     pub read_only: bool,
     /// Size that its user sees, in bytes.
     pub virtual_size: u64,
-    /// Bytes that are allocated for it; `None` where that is not known.
+    /// Bytes that are allocated for it, what it shares with others included: now, while it is attached, else as of the
+    /// pool's last commit, which is a second ago at most. `None` where that is not known.
     pub physical_utilisation: Option<u64>,
     /// The VDI that it was cloned from.
     pub parent: Option<Uuid>,
@@ -89,6 +90,8 @@ pub struct SrInfo {
     pub metadata_used: Option<u64>,
     /// Sum of the sizes that the users of the SR's disks see, in bytes.
     pub virtual_allocation: Option<u64>,
+    /// Sum of what the SR's disks have allocated, in bytes; what several share counts for each of them.
+    pub physical_allocation: Option<u64>,
     /// Templates.
     pub templates: Option<u64>,
     /// Disks.

@@ -2,25 +2,13 @@
 
 use super::args::OneImage;
 use crate::error::Result;
-use crate::image::Stretch;
+use crate::image::{Image, Stretch};
 use crate::output;
-use serde::Serialize;
+use sr::Extent;
 
-/// One entry, with the meaning `qemu-img map --output=json` gives the fields.
-#[derive(Serialize)]
-struct Entry {
-    start: u64,
-    length: u64,
-    depth: usize,
-    present: bool,
-    zero: bool,
-    data: bool,
-    compressed: bool,
-}
-
-impl From<Stretch> for Entry {
+impl From<Stretch> for Extent {
     fn from(stretch: Stretch) -> Self {
-        Entry {
+        Extent {
             start: stretch.start,
             length: stretch.len,
             depth: stretch.layer,
@@ -32,31 +20,42 @@ impl From<Stretch> for Entry {
     }
 }
 
+/// What `image` holds, from its beginning to its end.
+pub(crate) async fn extents(image: &Image) -> Result<Vec<Extent>> {
+    let mut walk = image.walk(0, image.virtual_size());
+    let mut extents = Vec::new();
+    while let Some(stretch) = walk.next().await? {
+        extents.push(Extent::from(stretch));
+    }
+    Ok(extents)
+}
+
 /// Lists what the disk holds.
 pub(super) async fn run(args: OneImage, json: bool) -> Result<()> {
     let image = args.reading.open(&args.location).await?;
-    let mut walk = image.walk(0, image.virtual_size());
-    let mut entries = Vec::new();
-    while let Some(stretch) = walk.next().await? {
-        entries.push(Entry::from(stretch));
-    }
+    let extents = extents(&image).await?;
     image.settle().await?;
+    show(&extents, json)
+}
+
+/// Prints extents: in JSON, or as a table.
+pub(crate) fn show(extents: &[Extent], json: bool) -> Result<()> {
     if json {
-        return output::json(&entries);
+        return output::json(&extents);
     }
     output::table(
         &["start", "length", "depth", "content"],
-        entries.iter().map(|entry| {
-            let content = match (entry.present, entry.zero, entry.compressed) {
+        extents.iter().map(|extent| {
+            let content = match (extent.present, extent.zero, extent.compressed) {
                 (false, ..) => "absent",
                 (_, true, _) => "zero",
                 (.., true) => "compressed",
                 _ => "data",
             };
             vec![
-                format!("{:#x}", entry.start),
-                format!("{:#x}", entry.length),
-                entry.depth.to_string(),
+                format!("{:#x}", extent.start),
+                format!("{:#x}", extent.length),
+                extent.depth.to_string(),
                 content.to_owned(),
             ]
         }),

@@ -7,7 +7,7 @@ mod check;
 mod export;
 mod info;
 mod list;
-mod map;
+pub(crate) mod map;
 mod read;
 mod reading;
 mod serve;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::output;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
+pub(crate) use reading::settle;
 use std::process::ExitCode;
 
 /// Parses the command line and runs it. Exit codes: 0 done, 1 failed, 2 usage, 3 refused.

@@ -73,13 +73,14 @@ impl std::ops::Deref for Opened {
 }
 
 /// Makes everything in `store` durable.
-pub(super) async fn settle(store: Store) -> Result<()> {
+pub(crate) async fn settle(store: Store) -> Result<()> {
     let saved = tokio::task::spawn_blocking(move || store.sync()).await;
     saved.map_err(|_| Error::failed("saving the cache ended before its time"))
 }
 
 impl Cache {
-    fn open(&self) -> Result<Option<Store>> {
+    /// The cache; none if nothing is to be kept. Makes its directory.
+    pub(crate) fn open(&self) -> Result<Option<Store>> {
         if self.no_cache {
             return Ok(None);
         }

@@ -329,7 +329,8 @@ fn device_size(image: &Image) -> u64 {
     image.virtual_size().next_multiple_of(512)
 }
 
-fn changed(location: &str) -> Error {
+/// The error of an image that is not the one which was pinned.
+pub(crate) fn changed(location: &str) -> Error {
     Error::failed(format!("{location}: the image has changed since it was introduced"))
 }
 

@@ -17,7 +17,7 @@ mod takeover;
 pub(crate) mod watchdog;
 
 pub use api::{AttachRequest, Attached, Exported};
-pub(crate) use attachments::Attachments;
+pub(crate) use attachments::{Attachments, changed};
 pub use client::Client;
 pub(crate) use exports::{Common, Registry};
 pub use spec::ExportSpec;

@@ -246,6 +246,26 @@ pub(crate) enum Vdi {
         #[command(flatten)]
         change: Change,
     },
+    /// Tell what ranges of a VDI hold, and which layer decides: the disk, its template, or none
+    Map {
+        /// The SR
+        sr: String,
+        /// The VDI
+        vdi: String,
+        #[command(flatten)]
+        cache: Cache,
+    },
+    /// Tell in which ranges two VDIs may differ, by blocks of the pool
+    Diff {
+        /// The SR
+        sr: String,
+        /// A VDI
+        #[arg(value_name = "VDI_A")]
+        a: String,
+        /// Another one that shows the same template, as a snapshot of the first
+        #[arg(value_name = "VDI_B")]
+        b: String,
+    },
     /// List the SR's templates and disks
     List {
         /// The SR

@@ -4,6 +4,7 @@ mod args;
 mod origins;
 mod show;
 
+use crate::cli::map;
 use crate::error::{Error, Result};
 use crate::output;
 use args::{Command, Copy, Global, Smctl, Sr, Vdi};
@@ -100,6 +101,12 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
         Vdi::Rename { sr, vdi, name, change } => {
             show::done(&open(change.dry_run)?.vdi_rename(&sr, &vdi, &name)?, json)
         }
+        Vdi::Map { sr, vdi, cache } => {
+            let server = origins::Server::new(global.admin.clone(), Vec::new())?.with_cache(cache);
+            let mut controller = Controller::open(&sr::Options::default(), Box::new(server))?;
+            map::show(&controller.vdi_map(&sr, &vdi)?, json)
+        }
+        Vdi::Diff { sr, a, b } => show::changed(&open(false)?.vdi_diff(&sr, &a, &b)?, json),
         Vdi::List { sr } => show::vdis(&open(false)?.vdi_list(&sr)?, json),
         Vdi::Info { sr, vdi } => {
             let info = open(false)?.vdi_info(&sr, &vdi)?;

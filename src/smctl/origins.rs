@@ -1,11 +1,13 @@
 //! Templates as block devices, by asking the server over its control socket.
 
-use crate::daemon::{AttachRequest, Client, spawn};
+use crate::cli::args::Cache;
+use crate::cli::{map, settle};
+use crate::daemon::{AttachRequest, Client, changed, spawn};
 use crate::error::{Error, Result};
 use crate::export::Progress;
 use crate::image::{Image, OpenOptions};
 use backends::{Credentials, Location};
-use sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
+use sr::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::ffi::OsString;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -16,6 +18,8 @@ pub(crate) struct Server {
     runtime: Runtime,
     address: String,
     options: Vec<OsString>,
+    /// Where blocks of images that are opened here are kept.
+    cache: Option<Cache>,
 }
 
 /// What a template is called on the control socket.
@@ -26,7 +30,12 @@ fn key(template: Uuid) -> String {
 impl Server {
     /// The server at `address`; `options` go to one that is started here.
     pub(crate) fn new(address: String, options: Vec<OsString>) -> Result<Self> {
-        Ok(Server { runtime: crate::cli::runtime()?, address, options })
+        Ok(Server { runtime: crate::cli::runtime()?, address, options, cache: None })
+    }
+
+    /// The same, opening images with this cache when it reads what they hold.
+    pub(crate) fn with_cache(self, cache: Cache) -> Self {
+        Server { cache: Some(cache), ..self }
     }
 
     /// How much of `template` is local. None where it is not attached, or that cannot be said now.
@@ -57,6 +66,28 @@ impl Origins for Server {
             })
         };
         self.runtime.block_on(open).map_err(origin_error)
+    }
+
+    fn extents(&mut self, location: &str, identity: &str) -> std::result::Result<Vec<Extent>, OriginError> {
+        let extents = async {
+            let location: Location = location.parse::<Location>()?.absolute()?;
+            let sources = backends::Options::default().with_credentials(Credentials::load(None)?);
+            let store = match &self.cache {
+                Some(cache) => cache.open()?,
+                None => None,
+            };
+            let options = OpenOptions { sources, store: store.clone(), ..OpenOptions::default() };
+            let image = Image::open(&location, &options).await?;
+            if image.pin() != identity {
+                return Err(changed(&location.to_string()));
+            }
+            let extents = map::extents(&image).await?;
+            match store {
+                Some(store) => settle(store).await.map(|()| extents),
+                None => Ok(extents),
+            }
+        };
+        self.runtime.block_on(extents).map_err(origin_error)
     }
 
     fn attach(

@@ -6,7 +6,8 @@ use crate::output;
 use crate::size::Size;
 use backends::Location;
 use serde::Serialize;
-use sr::{Report, SrInfo, StepState, VdiInfo};
+use sr::{Changed, Report, SrInfo, StepState, VdiInfo};
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// A new SR or VDI: its UUID, and in JSON its record too. In a dry run, the steps.
@@ -76,11 +77,9 @@ pub(super) fn vdis(vdis: &[VdiInfo], json: bool) -> Result<()> {
     if json {
         return output::json(&vdis);
     }
+    let names: HashMap<Uuid, &str> = vdis.iter().map(|vdi| (vdi.uuid, vdi.name.as_str())).collect();
     let row = |vdi: &VdiInfo| {
-        let name_of = |uuid: Uuid| {
-            let found = vdis.iter().find(|other| other.uuid == uuid);
-            found.map_or_else(|| uuid.to_string(), |other| other.name.clone())
-        };
+        let name_of = |uuid: Uuid| names.get(&uuid).map_or_else(|| uuid.to_string(), |&name| name.to_owned());
         let what = match (&vdi.location, &vdi.device) {
             (Some(location), _) => location.clone(),
             (None, Some(device)) => device.display().to_string(),
@@ -98,6 +97,15 @@ pub(super) fn vdis(vdis: &[VdiInfo], json: bool) -> Result<()> {
     };
     let header = ["uuid", "name", "type", "size", "used", "parent", "location or device"];
     output::table(&header, vdis.iter().map(row))
+}
+
+/// The ranges in which two VDIs may differ.
+pub(super) fn changed(ranges: &[Changed], json: bool) -> Result<()> {
+    if json {
+        return output::json(&ranges);
+    }
+    let row = |range: &Changed| vec![format!("{:#x}", range.start), format!("{:#x}", range.length)];
+    output::table(&["start", "length"], ranges.iter().map(row))
 }
 
 /// One VDI, and how much of its template is local.

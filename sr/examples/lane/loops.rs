@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use thinorigin_sr::{OriginDevice, OriginError, Origins, Outcome, Probed};
+use thinorigin_sr::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use uuid::Uuid;
 
 /// Which template is which file is kept in notes, and which file has a loop device the kernel knows. No two templates
@@ -45,6 +45,17 @@ impl Origins for Loops {
             identity: format!("{} {}", metadata.len(), metadata.mtime()),
             location: location.into(),
         })
+    }
+
+    fn extents(&mut self, location: &str, identity: &str) -> Result<Vec<Extent>, OriginError> {
+        let probed = self.probe(location)?;
+        if probed.identity != identity {
+            return Err(failed(location, "it is not the version that was introduced"));
+        }
+        let length = probed.virtual_size;
+        let all =
+            Extent { start: 0, length, depth: 0, present: true, zero: false, data: true, compressed: false };
+        Ok(vec![all])
     }
 
     fn attach(

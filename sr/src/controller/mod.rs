@@ -4,6 +4,7 @@
 //! [`plan`](mod@crate::plan) and the engine. A change that a crash cut short is finished or undone by the next verb
 //! that changes the same SR.
 
+mod extents;
 mod find;
 mod sr;
 mod vdi;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::host::{Lock, Locks, SystemHost};
 use crate::lvm::LvmCommand;
 use crate::origins::Origins;
+use crate::thin::MetadataReader;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -119,6 +121,7 @@ impl Controller {
             host: Box::new(SystemHost::new(&options.run_dir, &options.dev_dir)),
             media: Box::new(BlockMedia),
             origins,
+            thin: Box::new(MetadataReader),
         };
         Ok(Self::with(world, options))
     }

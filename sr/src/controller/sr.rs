@@ -382,6 +382,7 @@ impl Controller {
             metadata_size: None,
             metadata_used: None,
             virtual_allocation: None,
+            physical_allocation: None,
             templates: None,
             disks: None,
             origins: Vec::new(),
@@ -403,6 +404,12 @@ impl Controller {
         let vdis = open.session.catalog.vdis()?;
         let (templates, disks): (Vec<_>, Vec<_>) = vdis.into_iter().partition(Vdi::is_template);
         info.virtual_allocation = Some(disks.iter().map(|vdi| vdi.virtual_size).sum());
+        let usage = self.known_usage(&open.session);
+        let physical = |vdi: &Vdi| match vdi.thin_id() {
+            Some(id) => usage.get(&id).copied(),
+            None => Some(vdi.virtual_size),
+        };
+        info.physical_allocation = disks.iter().map(physical).sum();
         info.templates = Some(templates.len() as u64);
         info.disks = Some(disks.len() as u64);
         let (_, status) = self.world.pool_status(&open.session)?;

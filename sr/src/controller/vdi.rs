@@ -1,14 +1,14 @@
 //! The verbs of VDIs.
 
 use super::{Controller, Report};
-use crate::dm::{Device, SECTOR, ThinStatus};
+use crate::dm::{SECTOR, ThinStatus};
 use crate::engine::{Done, Mode, Session};
 use crate::error::{Error, Result};
 use crate::names::{self, Role};
 use crate::plan::{Goal, size_text};
 use crate::record::{Body, Vdi};
 use crate::view::VdiInfo;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -232,7 +232,7 @@ impl Controller {
 
     fn vdi_report(&mut self, session: &Session, done: Vec<Done>, uuid: Uuid) -> Result<Report<VdiInfo>> {
         let record = match session.catalog.vdi(uuid)? {
-            Some(vdi) if self.mode == Mode::Apply => Some(self.show(session, &vdi, None)?),
+            Some(vdi) if self.mode == Mode::Apply => Some(self.show_one(session, &vdi)?),
             _ => None,
         };
         Ok(Report::new(done, record))
@@ -253,7 +253,16 @@ impl Controller {
             })
             .collect();
         let vdis = open.session.catalog.vdis()?;
-        vdis.iter().map(|vdi| self.show(&open.session, vdi, Some(&attached))).collect()
+        let usage = self.known_usage(&open.session);
+        let mut infos = Vec::with_capacity(vdis.len());
+        for vdi in &vdis {
+            let physical = vdi.thin_id().and_then(|id| usage.get(&id).copied());
+            infos.push(match attached.contains(&vdi.uuid) {
+                true => self.show(&open.session, vdi, physical)?,
+                false => self.info(&open.session, vdi, false, physical),
+            });
+        }
+        Ok(infos)
     }
 
     /// One VDI.
@@ -263,25 +272,49 @@ impl Controller {
     pub fn vdi_info(&mut self, sr: &str, vdi: &str) -> Result<VdiInfo> {
         let open = self.open_sr(sr)?;
         let vdi = self.find_vdi(&open.session, vdi)?;
-        self.show(&open.session, &vdi, None)
+        self.show_one(&open.session, &vdi)
     }
 
-    /// A VDI for users. `attached` are those that have a device, where the caller knows.
-    fn show(&mut self, session: &Session, vdi: &Vdi, attached: Option<&BTreeSet<Uuid>>) -> Result<VdiInfo> {
-        let name = names::vdi_device(session.sr.uuid, vdi.uuid).name;
-        let device: Option<Device> = match attached {
-            Some(attached) if !attached.contains(&vdi.uuid) => None,
-            _ => self.world.dm.device(&name)?.filter(|device| device.table.is_some()),
+    /// Bytes mapped of every thin device; none where the metadata cannot be read, for the rest can still be shown.
+    pub(super) fn known_usage(&mut self, session: &Session) -> BTreeMap<u32, u64> {
+        self.world.usage(session).unwrap_or_else(|e| {
+            tracing::warn!("what the disks of SR '{}' use is not known: {e}", session.sr.name);
+            BTreeMap::new()
+        })
+    }
+
+    fn show_one(&mut self, session: &Session, vdi: &Vdi) -> Result<VdiInfo> {
+        let physical = match vdi.thin_id() {
+            Some(id) => self.world.usage_of(session, id).unwrap_or_else(|e| {
+                tracing::warn!("what '{}' uses is not known: {e}", vdi.name);
+                None
+            }),
+            None => None,
         };
+        self.show(session, vdi, physical)
+    }
+
+    /// A VDI for users, with its device if it has one. The device tells what is mapped now; `physical` is what the
+    /// metadata said when it was last written.
+    fn show(&mut self, session: &Session, vdi: &Vdi, physical: Option<u64>) -> Result<VdiInfo> {
+        let name = names::vdi_device(session.sr.uuid, vdi.uuid).name;
+        let attached = self.world.dm.device(&name)?.is_some_and(|device| device.table.is_some());
+        let mut physical = physical;
+        if attached && vdi.thin_id().is_some() {
+            let status = ThinStatus::parse(&self.world.dm.status(&name)?);
+            physical = status.map(|status| status.mapped).or(physical);
+        }
+        Ok(self.info(session, vdi, attached, physical))
+    }
+
+    /// A VDI for users, from what is known. `physical` is asked for of thin disks only.
+    fn info(&self, session: &Session, vdi: &Vdi, attached: bool, physical: Option<u64>) -> VdiInfo {
         let physical = match vdi.body {
             Body::Template { .. } => Some(0),
             Body::Thick => Some(vdi.virtual_size),
-            Body::Thin { .. } if device.is_some() => {
-                ThinStatus::parse(&self.world.dm.status(&name)?).map(|status| status.mapped)
-            }
-            Body::Thin { .. } => None,
+            Body::Thin { .. } => physical,
         };
-        Ok(VdiInfo {
+        VdiInfo {
             uuid: vdi.uuid,
             name: vdi.name.clone(),
             kind: if vdi.is_template() { "template" } else { "disk" },
@@ -295,11 +328,11 @@ impl Controller {
                 Body::Thin { .. } | Body::Thick => None,
             },
             origin: vdi.origin,
-            attached: device.is_some(),
-            device: device.map(|_| self.device_path(session, vdi)),
+            attached,
+            device: attached.then(|| self.device_path(session, vdi)),
             snapshot_of: vdi.snapshot_of,
             preallocated: vdi.body == Body::Thick,
-        })
+        }
     }
 
     fn device_path(&self, session: &Session, vdi: &Vdi) -> PathBuf {

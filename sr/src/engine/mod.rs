@@ -1,6 +1,7 @@
 //! Observe, plan, apply, and again, until nothing is left to do.
 
 mod sr;
+mod thin;
 mod vdi;
 
 use crate::Outcome;
@@ -12,6 +13,7 @@ use crate::lvm::Lvm;
 use crate::names;
 use crate::origins::Origins;
 use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
+use crate::thin::ThinMetadata;
 use uuid::Uuid;
 
 pub(crate) use sr::SrPlace;
@@ -23,6 +25,7 @@ pub(crate) struct World {
     pub(crate) host: Box<dyn Host>,
     pub(crate) media: Box<dyn Media>,
     pub(crate) origins: Box<dyn Origins>,
+    pub(crate) thin: Box<dyn ThinMetadata>,
 }
 
 /// An attached SR with its records open. Whoever has one holds the SR's lock.

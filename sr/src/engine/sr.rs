@@ -84,6 +84,9 @@ impl World {
                 let message = PoolMessage::SetTransactionId { from: *from, to: 0 };
                 self.dm.message(&names::lv_device(vg, pool_lv), message)?;
             }
+            Step::ReleaseSnapshot { vg, pool_lv } => {
+                self.dm.message(&names::lv_device(vg, pool_lv), PoolMessage::ReleaseMetadataSnap)?;
+            }
             Step::Format { .. } => self.format(place, goal, seen)?,
             Step::Activate { vg, lv } => self.lvm.activate(devices, vg, lv)?,
             Step::Deactivate { vg, lv } => self.lvm.deactivate(devices, vg, lv)?,

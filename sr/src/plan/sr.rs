@@ -315,8 +315,17 @@ fn attach(name: &str, seen: &SrSeen) -> Result<Vec<Step>> {
     if let Some((device, status)) = &seen.pool {
         check_health(seen, device, status)?;
     }
+    steps.extend(release_snapshot(seen));
     steps.extend(remember(name, seen, &[]));
     Ok(steps)
+}
+
+/// Whoever plans has the SR's lock, so no reader of ours is alive.
+fn release_snapshot(seen: &SrSeen) -> Option<Step> {
+    let (_, status) = seen.pool.as_ref()?;
+    let takes_messages = matches!(status.mode, PoolMode::ReadWrite | PoolMode::OutOfDataSpace);
+    (status.held_root.is_some() && takes_messages)
+        .then(|| Step::ReleaseSnapshot { vg: seen.vg_name.clone(), pool_lv: seen.pool_lv.clone() })
 }
 
 fn check_health(seen: &SrSeen, device: &Device, status: &PoolStatus) -> Result<()> {
@@ -368,6 +377,7 @@ fn destroy(owns_vg: bool, owns_pool: bool, seen: &SrSeen) -> Result<Vec<Step>> {
         && !owns_pool
         && status.transaction_id > 0
     {
+        steps.extend(release_snapshot(seen));
         let (vg, pool_lv) = (seen.vg_name.clone(), seen.pool_lv.clone());
         steps.push(Step::Release { vg, pool_lv, from: status.transaction_id });
     }

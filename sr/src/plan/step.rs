@@ -23,6 +23,8 @@ pub(crate) enum Step {
     Fence { vg: String, pool_lv: String },
     /// Gives a pool that was lent back to LVM.
     Release { vg: String, pool_lv: String, from: u64 },
+    /// Lets go of a metadata snapshot that the pool holds for a reader who died.
+    ReleaseSnapshot { vg: String, pool_lv: String },
     /// Writes empty records.
     Format { lv: String },
     /// Activates a logical volume.
@@ -123,6 +125,9 @@ impl fmt::Display for Step {
             }
             Self::Release { vg, pool_lv, .. } => {
                 write!(f, "mark the thin pool {vg}/{pool_lv} as LVM's to make volumes in again")
+            }
+            Self::ReleaseSnapshot { vg, pool_lv } => {
+                write!(f, "let go of the metadata snapshot that the thin pool {vg}/{pool_lv} still holds")
             }
             Self::Format { lv } => write!(f, "write empty records on {lv}"),
             Self::Activate { vg, lv } => write!(f, "activate {vg}/{lv}"),

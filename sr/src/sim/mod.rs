@@ -7,6 +7,7 @@
 mod ports;
 #[cfg(test)]
 mod tests;
+mod thin;
 
 use crate::controller::{Controller, Options};
 use crate::dm::{Table, Target};
@@ -74,6 +75,8 @@ struct Sim {
     transaction_id: u64,
     /// Mapped chunks by device id.
     thins: BTreeMap<u32, BTreeMap<u64, u8>>,
+    /// The metadata snapshot, as the chunks were mapped when it was made.
+    held: Option<BTreeMap<u32, BTreeMap<u64, u8>>>,
     records: Option<Records>,
     /// What was committed and is not durable yet, under `LateIntent`.
     late: Option<Records>,
@@ -113,6 +116,7 @@ impl Sim {
             next_minor: 1,
             transaction_id: 0,
             thins: BTreeMap::new(),
+            held: None,
             records: None,
             late: None,
             early: None,
@@ -256,6 +260,9 @@ impl Sim {
         if records.ledger.intent.is_some() || records.ledger.transaction_id != self.transaction_id {
             return Err(format!("not settled: {:?}, pool at {}", records.ledger, self.transaction_id));
         }
+        if self.held.is_some() {
+            return Err("the pool holds a metadata snapshot that nobody reads".into());
+        }
         let ids: BTreeSet<u32> = records.vdis.values().filter_map(Vdi::thin_id).collect();
         let there: BTreeSet<u32> = self.thins.keys().copied().collect();
         if ids != there {
@@ -319,6 +326,7 @@ impl Rig {
             host: Box::new(port()),
             media: Box::new(port()),
             origins: Box::new(port()),
+            thin: Box::new(port()),
         };
         let options =
             Options { run_dir: self.run.path().into(), dev_dir: "/dev/thinorigin".into(), dry_run: false };

@@ -1,5 +1,6 @@
 //! The ports on the simulated world.
 
+use super::thin::HELD_ROOT;
 use super::{Mutation, Records, Sim, SimDevice, SimLv, node};
 use crate::catalog::{Catalog, Media};
 use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, PoolMessage, Table, Target};
@@ -8,7 +9,7 @@ use crate::host::{Attached, Disk, Host};
 use crate::lvm::{Found, Lv, Lvm, PoolSpec, Pv, Vg};
 use crate::names::{self, DmName};
 use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
-use crate::{OriginDevice, OriginError, Origins, Outcome, Probed};
+use crate::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::cell::{RefCell, RefMut};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,7 +23,7 @@ const GROUP: u64 = 10 << 30;
 pub(super) struct Port(pub(super) Rc<RefCell<Sim>>);
 
 impl Port {
-    fn sim(&self) -> RefMut<'_, Sim> {
+    pub(super) fn sim(&self) -> RefMut<'_, Sim> {
         self.0.borrow_mut()
     }
 
@@ -42,15 +43,30 @@ fn activate(sim: &mut Sim, lv: &str) {
         .as_ref()
         .and_then(|group| group.2.iter().find(|it| it.name == lv))
         .map(|lv| lv.kind.clone());
-    let target = Target::Other { kind: kind.unwrap_or_default(), parameters: String::new() };
-    sim.next_minor += 1;
-    let minor = sim.next_minor;
-    sim.devices.entry(name).or_insert(SimDevice {
-        minor,
-        uuid: "LVM-".into(),
-        live: Some((Table::single(1 << 20, target), false)),
-        ..SimDevice::default()
-    });
+    let kind = kind.unwrap_or_default();
+    // A pool stands on volumes of LVM's own.
+    let metadata = (kind == "thin-pool").then(|| (metadata_of(&name), "linear".into()));
+    for (name, kind) in [(name, kind)].into_iter().chain(metadata) {
+        let target = Target::Other { kind, parameters: String::new() };
+        sim.next_minor += 1;
+        let minor = sim.next_minor;
+        sim.devices.entry(name).or_insert(SimDevice {
+            minor,
+            uuid: "LVM-".into(),
+            live: Some((Table::single(1 << 20, target), false)),
+            ..SimDevice::default()
+        });
+    }
+}
+
+fn deactivate(sim: &mut Sim, lv: &str) {
+    let name = lv_name(sim, lv);
+    sim.devices.remove(&metadata_of(&name));
+    sim.devices.remove(&name);
+}
+
+fn metadata_of(pool: &str) -> String {
+    format!("{pool}_tmeta")
 }
 
 impl Lvm for Port {
@@ -112,19 +128,16 @@ impl Lvm for Port {
     }
 
     fn deactivate(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
-        self.effect(|sim| {
-            let name = lv_name(sim, lv);
-            sim.devices.remove(&name);
-        })
+        self.effect(|sim| deactivate(sim, lv))
     }
 
     fn remove_volume(&mut self, _: &[PathBuf], _: &str, lv: &str) -> Result<()> {
         self.effect(|sim| {
-            let name = lv_name(sim, lv);
-            sim.devices.remove(&name);
+            deactivate(sim, lv);
             let lvs = &mut sim.group.as_mut().expect("a group").2;
             if lvs.iter().any(|it| it.name == lv && it.kind == "thin-pool") {
                 sim.thins.clear();
+                sim.held = None;
                 sim.transaction_id = 0;
             } else {
                 sim.records = None;
@@ -185,7 +198,13 @@ fn message(sim: &mut Sim, message: PoolMessage) -> Result<(), i32> {
             }
             sim.transaction_id = to;
         }
-        PoolMessage::ReserveMetadataSnap | PoolMessage::ReleaseMetadataSnap => {}
+        PoolMessage::ReserveMetadataSnap => {
+            if sim.held.is_some() {
+                return Err(libc::EBUSY);
+            }
+            sim.held = Some(sim.thins.clone());
+        }
+        PoolMessage::ReleaseMetadataSnap => drop(sim.held.take().ok_or(libc::EINVAL)?),
     }
     Ok(())
 }
@@ -212,7 +231,11 @@ impl Dm for Port {
         let device = sim.devices.get(name).ok_or_else(|| refuse("status", libc::ENXIO))?;
         Ok(match device.live.as_ref().and_then(|(table, _)| table.only()) {
             Some(Target::Thin { id, .. }) => format!("{} -", sim.thins[id].len() * 128),
-            _ => format!("{} 1/100 0/100 - rw discard_passdown error_if_no_space - 9", sim.transaction_id),
+            _ => format!(
+                "{} 1/100 0/100 {} rw discard_passdown error_if_no_space - 9",
+                sim.transaction_id,
+                sim.held.as_ref().map_or("-", |_| HELD_ROOT)
+            ),
         })
     }
 
@@ -410,6 +433,10 @@ impl Origins for Port {
             identity: location.into(),
             location: location.into(),
         })
+    }
+
+    fn extents(&mut self, _: &str, _: &str) -> Result<Vec<Extent>, OriginError> {
+        Ok(vec![Extent::own(0..2 * super::CHUNK)])
     }
 
     fn attach(
