@@ -4,96 +4,13 @@
 mod common;
 
 use backends::Source;
-use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, oracle, run, text};
+use common::lab::{Lab, SPELLED, check, has_nfs, has_s3, image, outcome, write_credentials};
+use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, run, text};
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-/// Longest that a read may take when its server is gone: the program's own deadline, and some for a busy machine.
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// The image's name on every server, and as locations spell it.
-const NAME: &str = "disk \u{fc} 1.qcow2";
-const SPELLED: &str = "disk%20%C3%BC%201.qcow2";
-
-/// A server of `tests/lab`, stopped with the test.
-struct Lab {
-    script: PathBuf,
-    state: PathBuf,
-}
-
-impl Lab {
-    fn start(kind: &str, dir: &Dir, arguments: &[&str]) -> Lab {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab").join(kind);
-        let lab = Lab { script, state: dir.join(&format!(".{kind}")) };
-        lab.run("start", arguments);
-        lab
-    }
-
-    fn run(&self, verb: &str, arguments: &[&str]) {
-        run(text(&self.script), &[&[verb, text(&self.state)], arguments].concat());
-    }
-
-    fn value(&self, key: &str) -> String {
-        // The values are quoted for a shell.
-        let line = format!(". {}/env; printf %s \"${key}\"", text(&self.state));
-        String::from_utf8(run("bash", &["-euc", &line]).stdout).unwrap()
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // A failure to stop it is not what a test is about.
-        let _ = Command::new(&self.script).arg("stop").arg(&self.state).status();
-    }
-}
-
-/// Whether the NFS server can run here: it opens files by handle, which is root's alone.
-fn has_nfs(test: &str) -> bool {
-    if !rustix::process::geteuid().is_root() {
-        assert_ne!(std::env::var("THINORIGIN_REQUIRE").as_deref(), Ok("1"), "{test} needs root");
-        eprintln!("SKIPPED: {test}: needs root");
-        return false;
-    }
-    has(test, &["ganesha.nfsd", "cc"])
-}
-
-/// Whether the S3 server is here: it is no package of a distribution.
-fn has_s3(test: &str) -> bool {
-    let line = ". tests/lab/lib; test -x $LAB_TOOLS/bin/weed";
-    let found = Command::new("bash").args(["-c", line]).current_dir(env!("CARGO_MANIFEST_DIR")).status();
-    if !found.unwrap().success() {
-        assert_ne!(std::env::var("THINORIGIN_REQUIRE").as_deref(), Ok("1"), "{test} needs SeaweedFS");
-        eprintln!("SKIPPED: {test}: needs SeaweedFS");
-        return false;
-    }
-    has(test, &["curl"])
-}
-
-/// A compressed image and the bytes that a guest sees.
-fn image(dir: &Dir) -> (PathBuf, Vec<u8>) {
-    let raw = dir.guest_disk("guest.raw");
-    let image = dir.join(NAME);
-    run("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", text(&raw), text(&image)]);
-    let wanted = oracle(&image, "qcow2");
-    (image, wanted)
-}
-
-fn write_credentials(path: &Path, sections: &str) {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
-    file.write_all(sections.as_bytes()).unwrap();
-}
-
-fn check(dir: &Dir, server: &Server, export: &str, wanted: &[u8]) {
-    let copy = dir.join("copy");
-    run("nbdcopy", &[&server.uri(export), text(&copy)]);
-    assert_same_bytes(export, &fs::read(&copy).unwrap(), wanted);
-    fs::remove_file(&copy).unwrap();
-}
 
 #[test]
 fn every_kind_of_server_serves_the_same_disk() {
@@ -166,13 +83,6 @@ fn every_kind_of_server_serves_the_same_disk() {
         assert!(said.contains(".missing"), "{kind}: the error names no file: {said}");
         assert!(!said.contains("panicked"), "{kind}: {said}");
     }
-}
-
-/// What `thinorigin` does with `arguments`: its exit code, and what it says.
-fn outcome(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(THINORIGIN).args(arguments).output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
 }
 
 #[test]
@@ -258,40 +168,6 @@ fn a_server_is_asked_in_the_version_of_http_that_its_section_says() {
 }
 
 #[test]
-fn a_bucket_is_listed() {
-    let test = "a_bucket_is_listed";
-    if !has_s3(test) {
-        return;
-    }
-    let dir = Dir::new();
-    let object = dir.join("object");
-    fs::write(&object, vec![7; 1234]).unwrap();
-    let s3 = Lab::start("s3", &dir, &[]);
-    for key in ["templates/a%20%C3%BC.img", "templates/more/b.img", "other.img"] {
-        s3.run("put", &[text(&object), key]);
-    }
-    let (url, credentials) = (s3.value("S3_URL"), s3.value("S3_CREDENTIALS"));
-    let list = |location: &str| {
-        let output = run(THINORIGIN, &["list", "--json", "--credentials", &credentials, location]);
-        let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
-        let row =
-            |row: &serde_json::Value| (row["location"].as_str().unwrap().to_owned(), row["size"].as_u64());
-        rows.iter().map(row).collect::<Vec<_>>()
-    };
-    let named = format!("{url}/templates/a%20%C3%BC.img");
-    assert_eq!(
-        list(&format!("{url}/templates/")),
-        [(named.clone(), Some(1234)), (format!("{url}/templates/more/"), None)]
-    );
-    assert_eq!(list(&format!("{url}/")).len(), 2);
-    assert_eq!(list(&format!("{url}/templates/zzz")), []);
-    // What it prints can be opened as it stands.
-    run(THINORIGIN, &["info", "--no-cache", "--format", "raw", "--credentials", &credentials, &named]);
-    let (code, said) = outcome(&["list", "http://127.0.0.1:1/a/"]);
-    assert!(code == Some(1) && said.contains("S3 bucket"), "{said}");
-}
-
-#[test]
 fn a_proxy_is_gone_through_where_the_credentials_name_one() {
     let test = "a_proxy_is_gone_through_where_the_credentials_name_one";
     if !has(test, &["nginx", "openssl", "qemu-img", "tinyproxy"]) {
@@ -335,129 +211,6 @@ fn a_proxy_is_gone_through_where_the_credentials_name_one() {
         &format!("{}/{SPELLED}", http.value("HTTPS_URL")),
     ]);
     assert!(code == Some(1) && said.contains("cannot be reached"), "{said}");
-}
-
-#[test]
-fn a_server_that_checks_signatures_refuses_a_wrong_key() {
-    let test = "a_server_that_checks_signatures_refuses_a_wrong_key";
-    if !has(test, &["qemu-img"]) || !has_s3(test) {
-        return;
-    }
-    let dir = Dir::new();
-    let (image, _) = image(&dir);
-    let s3 = Lab::start("s3", &dir, &[]);
-    s3.run("put", &[text(&image), "disk.qcow2"]);
-    let right = fs::read_to_string(s3.value("S3_CREDENTIALS")).unwrap();
-    let secret = "another-secret-than-that-of-the-key";
-    let wrong = right.replace(&s3.value("S3_SECRET_KEY"), secret);
-    assert_ne!(right, wrong);
-
-    let location = format!("{}/disk.qcow2", s3.value("S3_URL"));
-    for (name, sections, served) in [("right.toml", right, true), ("wrong.toml", wrong, false)] {
-        let credentials = dir.join(name);
-        write_credentials(&credentials, &sections);
-        let output = Command::new(THINORIGIN)
-            .args(["info", "-vv", "--no-cache", "--credentials", text(&credentials), &location])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.success(), served, "{name}: {said}");
-        assert!(!said.contains(secret) && !said.contains(&s3.value("S3_SECRET_KEY")), "{name}: {said}");
-    }
-}
-
-#[test]
-fn credentials_of_the_environment_and_of_a_profile_open_a_bucket() {
-    let test = "credentials_of_the_environment_and_of_a_profile_open_a_bucket";
-    if !has(test, &["qemu-img"]) || !has_s3(test) {
-        return;
-    }
-    let dir = Dir::new();
-    let (image, _) = image(&dir);
-    let s3 = Lab::start("s3", &dir, &[]);
-    s3.run("put", &[text(&image), "disk.qcow2"]);
-    let (key, secret) = (s3.value("S3_ACCESS_KEY"), s3.value("S3_SECRET_KEY"));
-    let profiles = dir.join("profiles");
-    write_credentials(
-        &profiles,
-        &format!("[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"),
-    );
-    // A file of this machine's user is not looked at, and no server is told where another is.
-    let nothing = text(&dir.join("nothing")).to_owned();
-    let environment = vec![("AWS_ACCESS_KEY_ID", key.as_str()), ("AWS_SECRET_ACCESS_KEY", secret.as_str())];
-    let profile = vec![("AWS_SHARED_CREDENTIALS_FILE", text(&profiles)), ("AWS_PROFILE", "lab")];
-    let wrong = vec![("AWS_ACCESS_KEY_ID", key.as_str()), ("AWS_SECRET_ACCESS_KEY", "another")];
-    for (variables, opens) in [(environment, true), (profile, true), (wrong, false), (Vec::new(), false)] {
-        let output = Command::new(THINORIGIN)
-            .args(["info", "--no-cache", &format!("{}/disk.qcow2", s3.value("S3_URL"))])
-            .env("AWS_SHARED_CREDENTIALS_FILE", &nothing)
-            .env("AWS_CONFIG_FILE", &nothing)
-            .env("AWS_ENDPOINT_URL_S3", s3.value("S3_ENDPOINT"))
-            .envs(variables.iter().copied())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.success(), opens, "{variables:?}: {said}");
-        assert!(!said.contains(&secret), "{said}");
-    }
-}
-
-/// Stops the server of `kind` while a reader is under way, starts it again, and stops it for good.
-fn comes_and_goes(test: &str, kind: &str, url: &str, credentials: Option<&str>) {
-    let dir = Dir::new();
-    let (image, wanted) = image(&dir);
-    let lab = Lab::start(kind, &dir, &["--root", text(dir.path())]);
-    let away = format!("away={}/{SPELLED}", lab.value(url));
-    let local = format!("local={}", text(&image));
-    let credentials = credentials.map(|key| lab.value(key));
-    let mut arguments = vec!["--no-cache"];
-    if let Some(file) = &credentials {
-        arguments.extend(["--credentials", file]);
-    }
-    let server = Server::start(&dir, &[&arguments[..], &[&away, &local]].concat());
-    check(&dir, &server, "away", &wanted);
-
-    lab.run("stop", &[]);
-    let copy = dir.join("resumed");
-    let mut reader = Command::new("nbdcopy").args([&server.uri("away"), text(&copy)]).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(reader.try_wait().unwrap().is_none(), "{test}: the reader did not wait for the server");
-    lab.run("start", &["--root", text(dir.path())]);
-    assert!(reader.wait().unwrap().success(), "{test}: the reader saw an error");
-    assert_same_bytes("after a restart", &fs::read(&copy).unwrap(), &wanted);
-
-    lab.run("stop", &[]);
-    let began = Instant::now();
-    let output =
-        Command::new("nbdcopy").args([&server.uri("away"), "null:"]).stderr(Stdio::piped()).output().unwrap();
-    assert!(!output.status.success(), "{test}: a server that is gone was read");
-    assert!(began.elapsed() < LONGEST, "{test}: the error took {:?}", began.elapsed());
-    check(&dir, &server, "local", &wanted);
-    server.terminate();
-}
-
-#[test]
-fn an_http_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
-    let test = "an_http_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
-    if has(test, &["nginx", "qemu-img", "nbdcopy"]) {
-        comes_and_goes(test, "http", "HTTP_URL", None);
-    }
-}
-
-#[test]
-fn an_nfs_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
-    let test = "an_nfs_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
-    if has(test, &["qemu-img", "nbdcopy"]) && has_nfs(test) {
-        comes_and_goes(test, "nfs", "NFS_URL", Some("NFS_CREDENTIALS"));
-    }
-}
-
-#[test]
-fn an_smb_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error() {
-    let test = "an_smb_server_that_comes_back_is_a_pause_and_one_that_does_not_an_error";
-    if has(test, &["smbd", "qemu-img", "nbdcopy"]) && has_nfs(test) {
-        comes_and_goes(test, "smb", "SMB_URL", Some("SMB_CREDENTIALS"));
-    }
 }
 
 #[test]

@@ -24,15 +24,25 @@ pub(crate) struct Tries {
     policy: Policy,
     started: Instant,
     attempt: u32,
+    /// Why the last one that ended failed.
+    last: Option<Fault>,
 }
 
 impl Tries {
     pub(crate) fn new(policy: Policy) -> Tries {
-        Tries { policy, started: Instant::now(), attempt: 0 }
+        Tries { policy, started: Instant::now(), attempt: 0, last: None }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
         self.started + self.policy.deadline
+    }
+
+    /// Why a try that the deadline ended failed: as the one before it, for that says more.
+    pub(crate) fn out_of_time(&self) -> Fault {
+        match self.last.clone() {
+            Some(last) => Fault { failure: Failure::Final, ..last },
+            None => out_of_time(),
+        }
     }
 
     /// A try brought something: the next wait is short again.
@@ -43,6 +53,7 @@ impl Tries {
     /// Waits until the next try is due, or returns the fault if there should be none.
     pub(crate) async fn failed(&mut self, fault: Fault) -> Result<(), Fault> {
         self.attempt += 1;
+        self.last = Some(fault.clone());
         match self.policy.after(self.attempt, fault.failure, self.started.elapsed(), retry::jitter()) {
             Decision::GiveUp => Err(fault),
             Decision::Wait(wait) => {

@@ -1,6 +1,7 @@
 //! What the tests of the programs share: a directory that goes away, tools of others, servers that end with the test.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod lab;
 pub(crate) mod nbd;
 
 use std::fs;
@@ -123,10 +124,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one in `dir` and waits until it accepts connections.
     pub(crate) fn start(dir: &Dir, arguments: &[&str]) -> Self {
+        Server::start_in(dir, &[], arguments)
+    }
+
+    /// The same, with more in its environment.
+    pub(crate) fn start_in(dir: &Dir, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let socket = dir.join("nbd.sock");
         let mut child = Command::new(THINORIGIN)
             .args(["serve", "--unix", text(&socket)])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

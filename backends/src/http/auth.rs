@@ -5,10 +5,11 @@
 #[cfg(feature = "s3")]
 use super::s3::Signer;
 use crate::credentials::Section;
+use crate::tries::Fault;
 use crate::{Error, Kind, Location};
 use base64::Engine;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -51,14 +52,34 @@ impl Auth {
         Ok(Auth::Headers(headers))
     }
 
-    /// The headers for a request to `url`.
-    pub(super) async fn headers(&self, url: &Url) -> Result<HeaderMap, Error> {
+    /// The headers for a request to `url`. The fault is that there is nothing to sign it with.
+    pub(super) async fn headers(&self, url: &Url) -> Result<HeaderMap, Fault> {
         #[cfg(not(feature = "s3"))]
         let _ = url;
         match self {
             Auth::Headers(headers) => Ok(headers.clone()),
             #[cfg(feature = "s3")]
             Auth::Signed(signer) => signer.headers(url).await,
+        }
+    }
+
+    /// Whether the same section of the credentials file may lead to other headers by now: those that come from
+    /// elsewhere are asked for once and kept.
+    pub(super) fn may_be_old(&self) -> bool {
+        match self {
+            Auth::Headers(_) => false,
+            #[cfg(feature = "s3")]
+            Auth::Signed(signer) => signer.found_elsewhere,
+        }
+    }
+
+    /// Whether an answer of `status` may be about what a request was authorized with.
+    pub(super) fn is_refused_by(&self, status: StatusCode) -> bool {
+        match self {
+            // How AWS says that a session's token has expired.
+            #[cfg(feature = "s3")]
+            Auth::Signed(_) if status == StatusCode::BAD_REQUEST => true,
+            _ => matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE),
         }
     }
 

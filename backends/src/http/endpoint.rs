@@ -95,26 +95,30 @@ impl Endpoint {
         if let Some(url) = resolved {
             let answer = self.follow(url, &headers).await?;
             // What a redirect leads to may expire, as presigned URLs do: ask the origin again.
-            if !refuses(answer.status()) && answer.status() != StatusCode::NOT_FOUND {
+            if !expired(answer.status()) {
                 return Ok(answer);
             }
             *locked(&self.resolved) = None;
         }
         let origin = Arc::new(self.origin.clone());
+        let access = locked(&self.access).clone();
         let answer = self.follow(origin.clone(), &headers).await?;
-        if refuses(answer.status()) && self.renew() {
+        if access.auth.is_refused_by(answer.status()) && self.renew(&access) {
             return self.follow(origin, &headers).await;
         }
         Ok(answer)
     }
 
-    /// Reads the credentials again. Says whether they are others now.
-    fn renew(&self) -> bool {
-        let before = locked(&self.access).clone();
+    /// Reads the credentials again, for `before` were refused. Says whether they may be others now.
+    fn renew(&self, before: &Arc<Access>) -> bool {
         let renewed = self.options.credentials.reload();
         match renewed.and_then(|credentials| access(&self.options, &self.location, &credentials)) {
-            Ok((_, renewed)) if renewed.section != before.section => {
-                *locked(&self.access) = Arc::new(renewed);
+            Ok((_, renewed)) if renewed.section != before.section || renewed.auth.may_be_old() => {
+                let mut access = locked(&self.access);
+                // Somebody else may have done it meanwhile.
+                if Arc::ptr_eq(&access, before) {
+                    *access = Arc::new(renewed);
+                }
                 true
             }
             Ok(_) => false,
@@ -134,7 +138,7 @@ impl Endpoint {
             *request.headers_mut() = headers.clone();
             // Nobody else is shown what the origin is.
             if access.auth.is_some() && url.origin() == self.origin.origin() {
-                request.headers_mut().extend(access.auth.headers(&url).await.map_err(local)?);
+                request.headers_mut().extend(access.auth.headers(&url).await?);
             }
             let answer =
                 client.execute(request).await.map_err(|error| transport(&error, Failure::Unreached))?;
@@ -176,9 +180,16 @@ fn access(options: &Options, location: &Location, credentials: &Credentials) -> 
     Ok((url, Access { section, auth }))
 }
 
-/// Statuses that other credentials may change.
-fn refuses(status: StatusCode) -> bool {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE)
+/// How a server says that a URL which a redirect led to leads nowhere any more.
+fn expired(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::GONE
+            | StatusCode::BAD_REQUEST
+    )
 }
 
 /// 300, 304 and 305 are not about where an object is.

@@ -7,6 +7,8 @@
 use super::auth::Auth;
 use super::client::Clients;
 use crate::credentials::Section;
+use crate::retry::Failure;
+use crate::tries::Fault;
 use crate::{Error, Kind, Location};
 use http::{HeaderMap, HeaderValue, Request};
 use reqsign_aws_v4::{
@@ -25,27 +27,34 @@ const DEFAULT_REGION: &str = "us-east-1";
 #[derive(Debug)]
 pub(super) struct Signer {
     signer: reqsign_core::Signer<Credential>,
-    location: Location,
     requester_pays: bool,
+    /// The key is not in the credentials file: the environment, a profile or the machine's role says it.
+    pub(super) found_elsewhere: bool,
+    /// The machine's role may be what says it.
+    asks_the_machine: bool,
 }
 
 impl Signer {
     /// The headers that make a GET of `url` an authorized one. Only the host and `x-amz-` headers are signed, so
     /// that proxies may touch the others.
-    pub(super) async fn headers(&self, url: &Url) -> Result<HeaderMap, Error> {
-        let failed = |what: String| Error::new(Kind::Denied, format!("{}: {what}", self.location));
+    pub(super) async fn headers(&self, url: &Url) -> Result<HeaderMap, Fault> {
+        let failed = |failure, what: String| Fault::new(Kind::Denied, failure, what);
         let mut request = Request::get(url.as_str());
         if self.requester_pays {
             request = request.header("x-amz-request-payer", "requester");
         }
         request = request.header("x-amz-content-sha256", "UNSIGNED-PAYLOAD");
         request = request.header("x-amz-checksum-mode", "ENABLED");
-        let (mut parts, ()) =
-            request.body(()).map_err(|_| failed("its URL cannot be signed".to_owned()))?.into_parts();
-        self.signer
-            .sign(&mut parts, None)
-            .await
-            .map_err(|error| failed(format!("the request cannot be signed: {error}")))?;
+        let (mut parts, ()) = request
+            .body(())
+            .map_err(|_| failed(Failure::Final, "its URL cannot be signed".to_owned()))?
+            .into_parts();
+        self.signer.sign(&mut parts, None).await.map_err(|error| {
+            // The machine's metadata service may be away for a moment, as every server may. Which provider failed, and how,
+            // the error does not say.
+            let failure = if self.asks_the_machine { Failure::Transient } else { Failure::Final };
+            failed(failure, format!("the request cannot be signed: {error}"))
+        })?;
         parts.headers.remove(http::header::HOST);
         parts.headers.values_mut().for_each(|value| value.set_sensitive(true));
         Ok(parts.headers)
@@ -96,6 +105,7 @@ pub(super) fn resolve(
     }
     let mut context = Context::new().with_file_read(TokioFileRead).with_env(OsEnv);
     let mut chain = ProvideCredentialChain::new();
+    let found_elsewhere = section.access_key.is_none();
     match (&section.access_key, &section.secret_key) {
         (Some(access), Some(secret)) => {
             let mut provider = StaticCredentialProvider::new(access, secret.reveal());
@@ -118,7 +128,12 @@ pub(super) fn resolve(
         chain = chain.push(IMDSv2CredentialProvider::new());
     }
     let signer = reqsign_core::Signer::new(context, chain, RequestSigner::new("s3", &region));
-    let signer = Signer { signer, location: location.clone(), requester_pays: section.requester_pays };
+    let signer = Signer {
+        signer,
+        requester_pays: section.requester_pays,
+        found_elsewhere,
+        asks_the_machine: section.instance_metadata,
+    };
     Ok((url, Auth::Signed(signer)))
 }
 

@@ -9,9 +9,9 @@
 mod rpc;
 mod xdr;
 
-use crate::parts::{self, InFlight};
+use crate::parts::{self, InFlight, SILENCE};
 use crate::retry::{Failure, Policy};
-use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::tries::{Fault, Tries, error};
 use crate::{Error, Identity, Kind, Location, Options, Source};
 use bytes::{BufMut, Bytes};
 use percent_encoding::percent_decode_str;
@@ -19,7 +19,7 @@ use rpc::{Caller, Connection, Procedure, wrong};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use xdr::{Reader, put_opaque};
 
 /// The most that one READ asks for.
@@ -89,7 +89,7 @@ impl NfsSource {
             let fault = match timeout_at(tries.deadline(), place.open()).await {
                 Ok(Ok(opened)) => break opened,
                 Ok(Err(fault)) => fault,
-                Err(_) => out_of_time(),
+                Err(_) => tries.out_of_time(),
             };
             tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
         };
@@ -120,7 +120,8 @@ impl NfsSource {
         if let Some(open) = slot.as_ref().filter(|open| !open.connection.is_dead()) {
             return Ok(open.clone());
         }
-        let (open, attributes) = self.place.open().await?;
+        let opened = timeout(SILENCE, self.place.open()).await;
+        let (open, attributes) = opened.unwrap_or_else(|_| Err(parts::silent()))?;
         self.compare(attributes)?;
         Ok(slot.insert(Arc::new(open)).clone())
     }
@@ -135,20 +136,24 @@ impl NfsSource {
     /// The bytes of `range`, in as many READs as the server needs, all under way at once.
     async fn try_read(&self, range: &Range<u64>) -> Result<Bytes, Fault> {
         let open = self.connected().await?;
-        let parts = parts::in_parts(range, open.read_size, |part| self.read_part(&open, part)).await;
+        let parts = parts::in_parts(range, open.read_size, |part| self.read_part(&open, part));
+        let parts = parts::steadily(parts, || open.connection.received()).await.unwrap_or_else(|| {
+            open.connection.close();
+            Err(parts::silent())
+        });
         parts.inspect_err(|fault| {
             tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
         })
     }
 
     /// One READ, and those for the rest if the server sends less than was asked for.
-    async fn read_part(&self, open: &Open, range: Range<u64>) -> Result<Bytes, Fault> {
+    async fn read_part(&self, open: &Arc<Open>, range: Range<u64>) -> Result<Bytes, Fault> {
         let _permit = self.in_flight.enter(range.end - range.start).await;
         parts::whole(range, |rest| self.read_once(open, rest)).await
     }
 
     /// At least one byte of `range`, from its start.
-    async fn read_once(&self, open: &Open, range: Range<u64>) -> Result<Bytes, Fault> {
+    async fn read_once(&self, open: &Arc<Open>, range: Range<u64>) -> Result<Bytes, Fault> {
         let garbled = || wrong("the server's answer to a READ cannot be understood");
         let count = u32::try_from(range.end - range.start).map_err(|_| garbled())?;
         let mut arguments = Vec::with_capacity(96);
@@ -159,7 +164,10 @@ impl NfsSource {
         let status = reply.u32().ok_or_else(garbled)?;
         if status == STALE || status == BAD_HANDLE {
             // The server forgot the handle, or the file is gone: looked up again, it says which.
-            *self.open.lock().await = None;
+            let mut slot = self.open.lock().await;
+            if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, open)) {
+                *slot = None;
+            }
             return Err(rpc::unreachable("the server does not know the file's handle any more"));
         }
         let attributes = post_op_attributes(&mut reply).ok_or_else(garbled)?;
@@ -351,5 +359,7 @@ fn refusal(status: u32) -> Fault {
     Fault::new(kind, failure, format!("{what} (NFS status {status})"))
 }
 
+#[cfg(test)]
+mod lies;
 #[cfg(test)]
 mod tests;

@@ -10,23 +10,18 @@ use crate::tries::Fault;
 use bytes::{BufMut, Bytes};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
 
 /// The largest reply: the largest READ that is asked for, and its head.
 const MAX_REPLY: usize = super::MAX_READ as usize + 4096;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the server may be silent while it owes an answer. Twice this fits in the deadline of a read.
-const SILENCE: Duration = Duration::from_secs(8);
 
 const CALL: u32 = 0;
 const REPLY: u32 = 1;
@@ -50,6 +45,8 @@ pub(super) type Procedure = (u32, u32, u32);
 pub(super) struct Connection {
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     calls: Arc<Mutex<Calls>>,
+    /// How many bytes of replies have come.
+    received: Arc<AtomicU64>,
     next: AtomicU32,
     caller: Caller,
     reader: tokio::task::JoinHandle<()>,
@@ -59,8 +56,6 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Calls {
     waiting: HashMap<u32, oneshot::Sender<Bytes>>,
-    /// When bytes last came.
-    heard: Instant,
     dead: bool,
 }
 
@@ -96,18 +91,29 @@ impl Connection {
             .map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let (reader, writer) = stream.into_split();
-        let calls = Calls { waiting: HashMap::new(), heard: Instant::now(), dead: false };
-        let calls = Arc::new(Mutex::new(calls));
-        let reader = tokio::spawn(receive(reader, calls.clone()));
+        let calls = Arc::new(Mutex::new(Calls { waiting: HashMap::new(), dead: false }));
+        let received = Arc::<AtomicU64>::default();
+        let reader = tokio::spawn(receive(reader, calls.clone(), received.clone()));
         let next = AtomicU32::new((crate::retry::jitter() * f64::from(u32::MAX)) as u32);
-        Ok(Connection { writer: tokio::sync::Mutex::new(writer), calls, next, caller, reader })
+        Ok(Connection { writer: tokio::sync::Mutex::new(writer), calls, received, next, caller, reader })
+    }
+
+    /// How many bytes of replies have come so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Ends it: all calls fail.
+    pub(super) fn close(&self) {
+        die(&self.calls);
+        self.reader.abort();
     }
 
     pub(super) fn is_dead(&self) -> bool {
         locked(&self.calls).dead
     }
 
-    /// Calls `procedure` and returns its results. Dropping the future forgets the call.
+    /// Calls `procedure` and returns its results, however long they take. Dropping the future forgets the call.
     pub(super) async fn call(&self, procedure: Procedure, arguments: &[u8]) -> Result<Reader, Fault> {
         let broken = || unreachable("the connection to the server broke");
         let xid = self.next.fetch_add(1, Ordering::Relaxed);
@@ -121,30 +127,13 @@ impl Connection {
         }
         let _forget = Forget { calls: &self.calls, xid };
         let record = self.record(xid, procedure, arguments);
-        let exchange = async {
+        {
             let mut writer = self.writer.lock().await;
             let mut unfinished = Unfinished { calls: &self.calls, armed: true };
             writer.write_all(&record).await.map_err(|_| broken())?;
             unfinished.armed = false;
-            drop(writer);
-            receiver.await.map_err(|_| broken())
-        };
-        let mut exchange = pin!(exchange);
-        let mut until = Instant::now() + SILENCE;
-        loop {
-            match timeout_at(until, &mut exchange).await {
-                Ok(reply) => return results(Reader(reply?)),
-                // As long as something comes, this call's turn is still to come, too.
-                Err(_) if locked(&self.calls).heard + SILENCE > Instant::now() => {
-                    until = locked(&self.calls).heard + SILENCE;
-                }
-                Err(_) => {
-                    // Another connection may fare better.
-                    die(&self.calls);
-                    return Err(unreachable("the server stopped answering"));
-                }
-            }
         }
+        results(Reader(receiver.await.map_err(|_| broken())?))
     }
 
     fn record(&self, xid: u32, (program, version, number): Procedure, arguments: &[u8]) -> Vec<u8> {
@@ -233,12 +222,16 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// The task that reads replies until the connection ends.
-async fn receive(mut reader: OwnedReadHalf, calls: Arc<Mutex<Calls>>) {
-    let _ = receive_all(&mut reader, &calls).await;
+async fn receive(mut reader: OwnedReadHalf, calls: Arc<Mutex<Calls>>, received: Arc<AtomicU64>) {
+    let _ = receive_all(&mut reader, &calls, &received).await;
     die(&calls);
 }
 
-async fn receive_all(reader: &mut OwnedReadHalf, calls: &Mutex<Calls>) -> std::io::Result<()> {
+async fn receive_all(
+    reader: &mut OwnedReadHalf,
+    calls: &Mutex<Calls>,
+    received: &AtomicU64,
+) -> std::io::Result<()> {
     loop {
         let mut record = Vec::new();
         loop {
@@ -251,10 +244,10 @@ async fn receive_all(reader: &mut OwnedReadHalf, calls: &Mutex<Calls>) -> std::i
             record.reserve_exact(len);
             let mut rest = (&mut *reader).take(len as u64);
             while record.len() < had + len {
-                if rest.read_buf(&mut record).await? == 0 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
-                }
-                locked(calls).heard = Instant::now();
+                match rest.read_buf(&mut record).await? {
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    n => received.fetch_add(n as u64, Ordering::Relaxed),
+                };
             }
             if head & LAST_FRAGMENT != 0 {
                 break;

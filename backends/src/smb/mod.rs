@@ -12,9 +12,9 @@ mod announce;
 mod session;
 
 use crate::credentials::Secret;
-use crate::parts::{self, InFlight};
+use crate::parts::{self, InFlight, SILENCE};
 use crate::retry::{Failure, Policy};
-use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::tries::{Fault, Tries, error};
 use crate::{Error, Identity, Kind, Location, Options, Source};
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
@@ -22,7 +22,7 @@ use session::{Attributes, Opened};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 const SMB_PORT: u16 = 445;
 
@@ -61,7 +61,7 @@ impl SmbSource {
             let fault = match timeout_at(tries.deadline(), Opened::open(&place)).await {
                 Ok(Ok(opened)) => break opened,
                 Ok(Err(fault)) => fault,
-                Err(_) => out_of_time(),
+                Err(_) => tries.out_of_time(),
             };
             tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
         };
@@ -92,7 +92,8 @@ impl SmbSource {
         if let Some(opened) = slot.as_ref().filter(|opened| !opened.is_dead()) {
             return Ok(opened.clone());
         }
-        let opened = Opened::open(&self.place).await?;
+        let opened = timeout(SILENCE, Opened::open(&self.place)).await;
+        let opened = opened.unwrap_or_else(|_| Err(parts::silent()))?;
         if self.identity.size != opened.attributes.size || self.identity.validator != validator(&opened) {
             return Err(changed());
         }
@@ -114,7 +115,9 @@ impl SmbSource {
     /// The bytes of `range`, in as many READs as the server needs, all under way at once.
     async fn try_read(&self, range: &Range<u64>) -> Result<Bytes, Fault> {
         let opened = self.opened().await?;
-        let parts = parts::in_parts(range, opened.read_size, |part| self.read_part(&opened, part)).await;
+        let parts = parts::in_parts(range, opened.read_size, |part| self.read_part(&opened, part));
+        let parts = parts::steadily(parts, || opened.received()).await;
+        let parts = parts.unwrap_or_else(|| Err(parts::silent()));
         if let Err(fault) = &parts {
             tracing::debug!(location = self.identity.location, fault = fault.what, "a READ failed");
             self.close(&opened).await;

@@ -3,6 +3,7 @@
 use super::announce::Announcing;
 use super::{Place, wrong};
 use crate::Kind;
+use crate::parts::SILENCE;
 use crate::retry::Failure;
 use crate::tries::Fault;
 use bytes::Bytes;
@@ -28,9 +29,6 @@ const CREDIT: u32 = 64 << 10;
 
 /// How long a connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
-
-/// How long the server may be silent while it owes an answer. Twice this fits in the deadline of a read.
-const SILENCE: Duration = Duration::from_secs(8);
 
 /// FileNetworkOpenInformation ([MS-FSCC] section 2.4.29): five times and sizes, and the attributes.
 const NETWORK_OPEN: u8 = 34;
@@ -114,6 +112,11 @@ impl Opened {
     /// Whether nothing can be read any more.
     pub(super) fn is_dead(&self) -> bool {
         self.connection.is_disconnected()
+    }
+
+    /// How many bytes the server has sent on this connection.
+    pub(super) fn received(&self) -> u64 {
+        self.connection.inbound().bytes_received
     }
 
     /// At least one byte of `range`, which is at most [`read_size`](Self::read_size) long, from its start; and what the

@@ -1,12 +1,15 @@
-//! Parts for tests: an HTTP [`Origin`] that counts and lies, a [`Faulty`] source, and what every source must do.
+//! Parts for tests: an HTTP [`Origin`] that counts and lies, a [`Relay`] that spoils what a real server says, a [`Faulty`]
+//! source, and what every source must do.
 
 mod conformance;
 mod fault;
 mod origin;
+mod relay;
 
 pub use conformance::conforms;
 pub use fault::{Faulty, Mishap};
 pub use origin::{Lie, Origin};
+pub use relay::{Relay, Spoil};
 
 #[cfg(test)]
 mod tests {

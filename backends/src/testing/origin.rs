@@ -24,7 +24,7 @@ pub enum Lie {
     Text(String),
     /// The right length from a place this many bytes further on, and says so.
     Shifted(u64),
-    /// Bytes from another place than the `Content-Range`, which is the asked one, says: only its length tells.
+    /// The right head without a length, and a chunked body that ends half way: only counting tells.
     Unsized,
     /// A correct 206 of at most this many bytes.
     Pieces(u64),
@@ -153,6 +153,17 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
     let _ = stream.set_nodelay(true);
     let mut stream = BufReader::new(stream);
     while let Some(head) = read_head(&mut stream).await {
+        if head.starts_with("HEAD ") {
+            // Some clients look before they read. That is answered well, whatever else is not.
+            let text = {
+                let state = lock(&state);
+                whole(state.content.len(), &state.tag)
+            };
+            if stream.get_mut().write_all(text.as_bytes()).await.is_err() {
+                return;
+            }
+            continue;
+        }
         let (lie, content, tag) = {
             let mut state = lock(&state);
             state.asked.push(asked(&head).unwrap_or(0..0));
@@ -195,9 +206,12 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
             let text = format!("HTTP/1.1 {code} Status\r\nContent-Length: 0\r\n{headers}\r\n");
             return stream.write_all(text.as_bytes()).await.is_ok();
         }
+        _ if !head.contains("\nrange: ") && lie == Lie::None => {
+            return stream.write_all(whole(content.len(), tag).as_bytes()).await.is_ok()
+                && stream.write_all(content).await.is_ok();
+        }
         Lie::Whole => {
-            let text = format!("HTTP/1.1 200 OK\r\nETag: {tag}\r\nContent-Length: {size}\r\n\r\n");
-            return stream.write_all(text.as_bytes()).await.is_ok()
+            return stream.write_all(whole(content.len(), tag).as_bytes()).await.is_ok()
                 && stream.write_all(content).await.is_ok();
         }
         Lie::Page => return send_text(stream, "text/html", "<html>log in first</html>").await.is_ok(),
@@ -252,6 +266,11 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
         return false;
     }
     send_body(stream, lie, &body).await.is_ok_and(|()| true)
+}
+
+/// The head of an answer with all of the object.
+fn whole(size: usize, tag: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nETag: {tag}\r\nAccept-Ranges: bytes\r\nContent-Length: {size}\r\n\r\n")
 }
 
 async fn send_text(stream: &mut TcpStream, kind: &str, body: &str) -> std::io::Result<()> {
