@@ -103,6 +103,7 @@ fn every_resource_is_as_its_document_says() {
                 // The kernel here may have no nbd: that is an answer, too.
                 ("/v1/attachments", "post") => ("", Some(&two)),
                 ("/v1/attachments", "delete") => ("?key=nothing", None),
+                ("/v1/attachments/content", "get") => ("?key=nothing", None),
                 ("/v1/attachments", "get") => ("?progress=true", None),
                 _ => ("", None),
             };

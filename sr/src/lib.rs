@@ -32,11 +32,11 @@ mod view;
 
 pub use controller::{
     Controller, Options, Report, SrCreate, SrDestroy, SrIntroduce, StepReport, StepState, VdiClone,
-    VdiCreate, VdiIntroduce,
+    VdiCreate, VdiIntroduce, Work,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use extents::{Changed, Extent};
-pub use origins::{OriginDevice, OriginError, Origins, Probed};
+pub use origins::{Content, OriginDevice, OriginError, Origins, Probed};
 pub use view::{OriginInfo, SrInfo, VdiInfo};
 
 /// Whether something had to be changed.

@@ -4,7 +4,7 @@
 //! same thin id cannot come to be: the kernel refuses a duplicate name or UUID.
 //!
 //! Lengths. A UUID without hyphens has 32 characters. The longest device-mapper name is
-//! `smctl-<32>-<32>-origin`, 6 + 32 + 1 + 32 + 7 = 78 of at most 127 characters (`DM_NAME_LEN`), and its UUID is as
+//! `smctl-<32>-<32>-flatten`, 6 + 32 + 1 + 32 + 8 = 79 of at most 127 characters (`DM_NAME_LEN`), and its UUID is as
 //! long, of at most 128 (`DM_UUID_LEN`). The longest logical volume is `smctl-<36>-thick-<36>`, 85 characters; in
 //! the device-mapper name that LVM makes of it hyphens are doubled (+11), and the volume group goes before it, so a
 //! group's name with its hyphens doubled may have at most [`VG_NAME_MAX`] characters.
@@ -41,6 +41,27 @@ pub fn origin_device(sr: Uuid, template: Uuid) -> DmName {
     device(sr, template, "-origin")
 }
 
+/// The second device of a thin VDI, through which blocks of its template are written into it while it is flattened. It
+/// has no origin.
+pub fn flatten_device(sr: Uuid, vdi: Uuid) -> DmName {
+    device(sr, vdi, "-flatten")
+}
+
+/// The third device of a thin VDI, through which it is seen which blocks are mapped.
+pub fn probe_device(sr: Uuid, vdi: Uuid) -> DmName {
+    device(sr, vdi, "-probe")
+}
+
+/// The device that gives an error wherever it is read: the origin of [`probe_device`].
+pub fn nothing_device(sr: Uuid, vdi: Uuid) -> DmName {
+    device(sr, vdi, "-nothing")
+}
+
+/// Every device that is there only while a VDI is flattened; what stands on another comes before it.
+pub fn scratch_devices(sr: Uuid, vdi: Uuid) -> [DmName; 3] {
+    [flatten_device(sr, vdi), probe_device(sr, vdi), nothing_device(sr, vdi)]
+}
+
 fn device(sr: Uuid, vdi: Uuid, role: &str) -> DmName {
     let (sr, vdi) = (sr.simple(), vdi.simple());
     DmName { name: format!("smctl-{sr}-{vdi}{role}"), uuid: format!("{UUID_PREFIX}{sr}-{vdi}{role}") }
@@ -53,13 +74,17 @@ pub enum Role {
     Vdi(Uuid),
     /// The padded device of a template.
     Origin(Uuid),
+    /// A device that is there only while the VDI is flattened.
+    Scratch(Uuid),
 }
 
 /// What the device called `name` is for, if it is one of `sr`'s.
 pub fn role(sr: Uuid, name: &str) -> Option<Role> {
     let rest = name.strip_prefix("smctl-")?.strip_prefix(&sr.simple().to_string())?.strip_prefix('-')?;
-    match rest.strip_suffix("-origin") {
-        Some(uuid) => Some(Role::Origin(parse_simple(uuid)?)),
+    match rest.split_once('-') {
+        Some((uuid, "origin")) => Some(Role::Origin(parse_simple(uuid)?)),
+        Some((uuid, "flatten" | "probe" | "nothing")) => Some(Role::Scratch(parse_simple(uuid)?)),
+        Some(_) => None,
         None => Some(Role::Vdi(parse_simple(rest)?)),
     }
 }
@@ -81,6 +106,11 @@ pub fn meta_lv(sr: Uuid) -> String {
 /// The logical volume of a preallocated VDI.
 pub fn thick_lv(sr: Uuid, vdi: Uuid) -> String {
     format!("smctl-{sr}-thick-{vdi}")
+}
+
+/// The logical volume of a template's local copy.
+pub fn local_lv(sr: Uuid, template: Uuid) -> String {
+    format!("smctl-{sr}-local-{template}")
 }
 
 /// The SR whose records the logical volume `lv` holds, if its name says that it holds any.
@@ -161,6 +191,8 @@ mod tests {
         let (sr, vdi) = (Uuid::new_v4(), Uuid::new_v4());
         for (name, want) in
             [(vdi_device(sr, vdi), Role::Vdi(vdi)), (origin_device(sr, vdi), Role::Origin(vdi))]
+                .into_iter()
+                .chain(scratch_devices(sr, vdi).map(|name| (name, Role::Scratch(vdi))))
         {
             assert!(name.name.len() < 128 && name.uuid.len() < 129);
             assert_eq!(role(sr, &name.name), Some(want));
@@ -168,6 +200,7 @@ mod tests {
         }
         let vg = "v".repeat(VG_NAME_MAX);
         assert_eq!(lv_device(&vg, &thick_lv(sr, vdi)).len(), 127);
+        assert_eq!(lv_device(&vg, &local_lv(sr, vdi)).len(), 127);
         assert_eq!(sr_of_meta_lv(&meta_lv(sr)), Some(sr));
         assert_eq!(sr_of_meta_lv(&pool_lv(sr)), None);
         assert_eq!(sr_of_tag(&sr_tag(sr)), Some(sr));

@@ -5,6 +5,7 @@
 
 use crate::{Extent, Outcome};
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -28,6 +29,17 @@ pub struct OriginDevice {
     pub path: PathBuf,
     /// Size of the device, in bytes.
     pub size: u64,
+}
+
+/// What a template holds, and how much of that is on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The parts that are not known to be zeros, by offset, rounded outwards to 64 KiB and merged.
+    pub data: Vec<Range<u64>>,
+    /// Bytes that are not known to be zeros.
+    pub stored: u64,
+    /// How many of them can be read without asking a server.
+    pub local: u64,
 }
 
 /// Why a template could not be opened, in a sentence.
@@ -87,6 +99,12 @@ pub trait Origins {
     /// # Errors
     /// The device is open or the daemon cannot be asked.
     fn detach(&mut self, template: Uuid) -> Result<Outcome, OriginError>;
+
+    /// What a template that is a block device holds. Reads the image's tables, which may mean asking its server.
+    ///
+    /// # Errors
+    /// It is no block device, or its tables cannot be read.
+    fn content(&mut self, template: Uuid) -> Result<Content, OriginError>;
 
     /// Every template that is a block device now.
     ///

@@ -37,6 +37,9 @@ pub enum Body {
         /// For how many seconds reads wait for its server while that is away; the server's own answer if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         patience: Option<u64>,
+        /// Its copy in the SR, if there is one or may be one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        local: Option<LocalCopy>,
     },
     /// A thin device in the pool.
     Thin {
@@ -45,6 +48,28 @@ pub enum Body {
     },
     /// A linear logical volume of its own.
     Thick,
+}
+
+/// What is recorded of a template's copy in a logical volume of the SR.
+///
+/// It is recorded as not ready before the volume is made, and until the volume is gone, so that no volume is ever
+/// there without a record that says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalCopy {
+    /// Whether all of it was copied and read back. Otherwise the volume, if it is there, is of no use.
+    pub ready: bool,
+    /// The runs of the template that the volume holds, by offset, one after another from its first byte on; everything
+    /// else reads as zeros.
+    pub runs: Vec<Run>,
+}
+
+/// A run of bytes of a disk: whole sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
 }
 
 /// The record of a VDI.
@@ -75,6 +100,29 @@ impl Vdi {
             Body::Thin { id } => Some(id),
             Body::Template { .. } | Body::Thick => None,
         }
+    }
+
+    /// The template's copy in the SR, where there is one, ready or not.
+    pub fn local(&self) -> Option<&LocalCopy> {
+        match &self.body {
+            Body::Template { local, .. } => local.as_ref(),
+            Body::Thin { .. } | Body::Thick => None,
+        }
+    }
+
+    /// The template's copy in the SR, if that is what VDIs are to read.
+    pub fn local_ready(&self) -> Option<&LocalCopy> {
+        self.local().filter(|local| local.ready)
+    }
+
+    /// The template's record with this said of its copy in the SR.
+    #[must_use]
+    pub fn with_local(&self, copy: Option<LocalCopy>) -> Self {
+        let mut template = self.clone();
+        if let Body::Template { local, .. } = &mut template.body {
+            *local = copy;
+        }
+        template
     }
 
     /// Whether this is a template.

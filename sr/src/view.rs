@@ -38,6 +38,13 @@ pub struct VdiInfo {
     pub snapshot_of: Option<Uuid>,
     /// Whether all its space was allocated when it was made.
     pub preallocated: bool,
+    /// Bytes of its template that it still shows, holes of the image included: what it has not mapped. At least so many, if
+    /// it is larger than its template. `None` without a template, or where what it has mapped is not known.
+    pub from_template: Option<u64>,
+    /// The same, of what it would show if it had mapped nothing, in percent.
+    pub from_template_percent: Option<u64>,
+    /// Of a template: whether it is read from a copy in the SR, without its location.
+    pub local_copy: Option<bool>,
 }
 
 /// A template under attached VDIs.

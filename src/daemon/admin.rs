@@ -1,6 +1,6 @@
 //! The control socket: HTTP and JSON on a unix socket that only the owner may open.
 
-use super::api::{AttachRequest, Attached, Exported, Health, Problem};
+use super::api::{AttachRequest, Attached, Content, Exported, Health, Problem};
 use super::{Attachments, ExportSpec, Registry, metrics};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{Query, State};
@@ -33,6 +33,7 @@ pub(crate) async fn serve(listener: UnixListener, control: Control, stop: Cancel
         .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
         .route("/v1/exports", get(exports).post(add).delete(remove))
         .route("/metrics", get(figures))
+        .route("/v1/attachments/content", get(content))
         .route("/v1/attachments", get(list).post(attach).delete(detach))
         .with_state(control);
     axum::serve(listener, router)
@@ -111,6 +112,13 @@ async fn detach(
     Query(Key { key }): Query<Key>,
 ) -> std::result::Result<Json<Option<Attached>>, Answer> {
     Ok(Json(control.attachments.detach(&key).await?))
+}
+
+async fn content(
+    State(control): State<Control>,
+    Query(Key { key }): Query<Key>,
+) -> std::result::Result<Json<Content>, Answer> {
+    Ok(Json(control.attachments.content(&key).await?))
 }
 
 /// An error on its way to the client.

@@ -65,6 +65,17 @@ pub struct Attached {
     pub waiting: Option<Waiting>,
 }
 
+/// What an image that is a kernel device holds, and how much of that is local.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Bytes of the disk that are not known to be zero.
+    pub stored: u64,
+    /// How many of them can be read without asking a server.
+    pub local: u64,
+    /// Where they are: start and length of ranges in bytes, in order, rounded outwards to 64 KiB and merged.
+    pub ranges: Vec<(u64, u64)>,
+}
+
 /// An image that is exported under a name.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Exported {

@@ -4,7 +4,8 @@
 //! device belongs to the kernel and outlives this process: when it ends, or dies, reads wait in the kernel for
 //! [`DEAD_TIMEOUT`] for a server that takes over with [`Attachments::adopt`].
 
-use super::api::{AttachRequest, Attached};
+use super::api::{AttachRequest, Attached, Content};
+use super::content;
 use super::record::{Record, Records};
 use super::takeover::Stranded;
 use crate::error::{Error, Result};
@@ -128,6 +129,14 @@ impl Attachments {
             None => attached,
         });
         futures_util::future::join_all(looks).await
+    }
+
+    /// What the image that `key` names holds.
+    pub(crate) async fn content(&self, key: &str) -> Result<Content> {
+        let export = self.live().get(key).map(|live| live.serving.export.clone());
+        let export =
+            export.ok_or_else(|| Error::refused(format!("{key}: no image that is served has this key")))?;
+        content::of(export.image()).await
     }
 
     /// Makes the image a device, or answers with the device that `request.key` already has. Should this be dropped

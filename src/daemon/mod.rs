@@ -8,6 +8,7 @@ pub(crate) mod admin;
 mod api;
 mod attachments;
 mod client;
+mod content;
 mod exports;
 mod metrics;
 pub(crate) mod record;
@@ -16,7 +17,7 @@ pub(crate) mod spec;
 mod takeover;
 pub(crate) mod watchdog;
 
-pub use api::{AttachRequest, Attached, Exported};
+pub use api::{AttachRequest, Attached, Content, Exported};
 pub(crate) use attachments::{Attachments, changed};
 pub use client::Client;
 pub(crate) use exports::{Common, Registry};

@@ -266,6 +266,37 @@ pub(crate) enum Vdi {
         #[arg(value_name = "VDI_B")]
         b: String,
     },
+    /// Copy a template that is all in the cache into the SR: its server is not needed for it any more
+    ///
+    /// VDIs that descend from it read the copy from then on, those that are in use too. The copy takes as much of the
+    /// volume group as the template has data, and is read back before it is used. An interrupt leaves nothing of it.
+    Localise {
+        /// Go back: read the template from its location again, and remove the copy, also where it is lost
+        #[arg(long)]
+        undo: bool,
+        /// The SR
+        sr: String,
+        /// The template
+        template: String,
+        #[command(flatten)]
+        cache: Cache,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Copy what a disk still reads from its template into the disk, which does without the template afterwards
+    ///
+    /// The disk may be in use; whoever uses it waits for moments of some 50 ms. Its snapshots and clones keep their
+    /// template. An interrupt leaves what was copied, and flattening again goes on from there.
+    Flatten {
+        /// The SR
+        sr: String,
+        /// The disk
+        vdi: String,
+        #[command(flatten)]
+        cache: Cache,
+        #[command(flatten)]
+        change: Change,
+    },
     /// List the SR's templates and disks
     List {
         /// The SR

@@ -3,6 +3,7 @@
 mod args;
 mod origins;
 mod show;
+mod work;
 
 use crate::cli::map;
 use crate::error::{Error, Result};
@@ -107,6 +108,20 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             map::show(&controller.vdi_map(&sr, &vdi)?, json)
         }
         Vdi::Diff { sr, a, b } => show::changed(&open(false)?.vdi_diff(&sr, &a, &b)?, json),
+        Vdi::Localise { undo: true, sr, template, cache, change } => {
+            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            show::done(&controller.vdi_localise_undo(&sr, &template)?, json)
+        }
+        Vdi::Localise { undo: false, sr, template, cache, change } => {
+            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let report = work::watched("copying", |work| controller.vdi_localise(&sr, &template, work))?;
+            show::done(&report, json)
+        }
+        Vdi::Flatten { sr, vdi, cache, change } => {
+            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let report = work::watched("flattening", |work| controller.vdi_flatten(&sr, &vdi, work))?;
+            show::done(&report, json)
+        }
         Vdi::List { sr } => show::vdis(&open(false)?.vdi_list(&sr)?, json),
         Vdi::Info { sr, vdi } => {
             let info = open(false)?.vdi_info(&sr, &vdi)?;

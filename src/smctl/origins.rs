@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::export::Progress;
 use crate::image::{Image, OpenOptions};
 use backends::{Credentials, Location};
-use sr::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use sr::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::ffi::OsString;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -122,6 +122,13 @@ impl Origins for Server {
             Some(_) => Ok(Outcome::Changed),
             None => Ok(Outcome::Unchanged),
         }
+    }
+
+    fn content(&mut self, template: Uuid) -> std::result::Result<Content, OriginError> {
+        let client = self.existing()?.ok_or_else(|| OriginError::new("no server runs"))?;
+        let content = self.runtime.block_on(client.content(&key(template))).map_err(origin_error)?;
+        let data = content.ranges.into_iter().map(|(start, len)| start..start + len).collect();
+        Ok(Content { data, stored: content.stored, local: content.local })
     }
 
     fn attached(&mut self) -> std::result::Result<Vec<(Uuid, OriginDevice)>, OriginError> {

@@ -91,11 +91,12 @@ pub(super) fn vdis(vdis: &[VdiInfo], json: bool) -> Result<()> {
             vdi.kind.to_owned(),
             Size(vdi.virtual_size).to_string(),
             size(vdi.physical_utilisation),
+            vdi.from_template_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent} %")),
             vdi.parent.map_or_else(|| "-".to_owned(), name_of),
             what,
         ]
     };
-    let header = ["uuid", "name", "type", "size", "used", "parent", "location or device"];
+    let header = ["uuid", "name", "type", "size", "used", "from template", "parent", "location or device"];
     output::table(&header, vdis.iter().map(row))
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use thinorigin_sr::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use thinorigin_sr::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use uuid::Uuid;
 
 /// Which template is which file is kept in notes, and which file has a loop device the kernel knows. No two templates
@@ -85,6 +85,13 @@ impl Origins for Loops {
         run("losetup", &["--detach", &device.path.to_string_lossy()])?;
         fs::remove_file(self.note(template)).map_err(|e| failed("note", e))?;
         Ok(Outcome::Changed)
+    }
+
+    fn content(&mut self, template: Uuid) -> Result<Content, OriginError> {
+        let device = self.attached()?.into_iter().find(|(uuid, _)| *uuid == template);
+        let (_, device) = device.ok_or_else(|| OriginError::new("the template is not attached"))?;
+        let data = std::iter::once(0..device.size).collect();
+        Ok(Content { data, stored: device.size, local: device.size })
     }
 
     fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError> {

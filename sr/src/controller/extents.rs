@@ -43,6 +43,10 @@ impl Controller {
         let Body::Template { location, identity, .. } = &template.body else {
             return Err(Error::failed(format!("VDI {} is not a template", template.uuid)));
         };
+        if let Some(copy) = template.local_ready() {
+            let runs: Vec<_> = copy.runs.iter().map(|run| run.start..run.start + run.len).collect();
+            return Ok(compose(template.virtual_size, &runs, &[]));
+        }
         self.world.origins.extents(location, identity).map_err(|e| {
             Error::failed(format!("template '{}' ({}) cannot be used: {e}", template.name, template.uuid))
         })

@@ -6,20 +6,24 @@
 
 mod extents;
 mod find;
+mod flatten;
+mod local;
 mod sr;
 mod vdi;
+mod work;
 
 pub use sr::{SrCreate, SrDestroy, SrIntroduce};
 #[cfg(test)]
 pub(crate) use vdi::location as location_of;
 pub use vdi::{VdiClone, VdiCreate, VdiIntroduce};
+pub use work::Work;
 
 use crate::Outcome;
 use crate::catalog::BlockMedia;
 use crate::dm::KernelDm;
 use crate::engine::{Done, Mode, Session, World};
 use crate::error::{Error, Result};
-use crate::host::{Lock, Locks, SystemHost};
+use crate::host::{DirectBlocks, Lock, Locks, SystemHost};
 use crate::lvm::LvmCommand;
 use crate::origins::Origins;
 use crate::thin::MetadataReader;
@@ -122,6 +126,7 @@ impl Controller {
             media: Box::new(BlockMedia),
             origins,
             thin: Box::new(MetadataReader),
+            blocks: Box::new(DirectBlocks),
         };
         Ok(Self::with(world, options))
     }

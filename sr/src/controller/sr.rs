@@ -202,13 +202,18 @@ impl Controller {
         let mut vdis = BTreeSet::new();
         for name in self.world.dm.names()? {
             match names::role(sr, &name) {
-                Some(Role::Vdi(vdi) | Role::Origin(vdi)) => {
+                Some(Role::Vdi(vdi) | Role::Origin(vdi) | Role::Scratch(vdi)) => {
                     vdis.insert(vdi);
                 }
                 None => {}
             }
         }
         vdis.extend(self.world.host.links(sr)?);
+        for vdi in session.catalog.vdis()? {
+            if vdi.local().is_some() {
+                vdis.insert(vdi.uuid);
+            }
+        }
         for (template, _) in self
             .world
             .origins
@@ -227,8 +232,15 @@ impl Controller {
                 _ => disks.push(vdi),
             }
         }
-        for vdi in disks.into_iter().chain(templates) {
+        for vdi in disks {
             done.extend(self.world.drive_vdi(self.mode, session, vdi, &Goal::Mended)?);
+        }
+        for template in templates {
+            // Who copies it looks after it.
+            if let Some(alone) = self.locks.try_work(template)? {
+                done.extend(self.world.drive_vdi(self.mode, session, template, &Goal::Mended)?);
+                alone.retire()?;
+            }
         }
         Ok(done)
     }

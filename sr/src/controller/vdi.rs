@@ -58,6 +58,7 @@ impl Controller {
                 identity: probed.identity,
                 format: probed.format,
                 patience: request.patience,
+                local: None,
             },
             origin: None,
             parent: None,
@@ -230,7 +231,12 @@ impl Controller {
         self.vdi_report(session, done, uuid)
     }
 
-    fn vdi_report(&mut self, session: &Session, done: Vec<Done>, uuid: Uuid) -> Result<Report<VdiInfo>> {
+    pub(super) fn vdi_report(
+        &mut self,
+        session: &Session,
+        done: Vec<Done>,
+        uuid: Uuid,
+    ) -> Result<Report<VdiInfo>> {
         let record = match session.catalog.vdi(uuid)? {
             Some(vdi) if self.mode == Mode::Apply => Some(self.show_one(session, &vdi)?),
             _ => None,
@@ -254,12 +260,18 @@ impl Controller {
             .collect();
         let vdis = open.session.catalog.vdis()?;
         let usage = self.known_usage(&open.session);
+        let sizes: BTreeMap<_, _> = vdis
+            .iter()
+            .filter(|vdi| vdi.is_template())
+            .map(|template| (template.uuid, template.virtual_size))
+            .collect();
         let mut infos = Vec::with_capacity(vdis.len());
         for vdi in &vdis {
             let physical = vdi.thin_id().and_then(|id| usage.get(&id).copied());
+            let template = vdi.origin.and_then(|origin| sizes.get(&origin).copied());
             infos.push(match attached.contains(&vdi.uuid) {
-                true => self.show(&open.session, vdi, physical)?,
-                false => self.info(&open.session, vdi, false, physical),
+                true => self.show(&open.session, vdi, physical, template)?,
+                false => self.info(&open.session, vdi, false, physical, template),
             });
         }
         Ok(infos)
@@ -291,12 +303,22 @@ impl Controller {
             }),
             None => None,
         };
-        self.show(session, vdi, physical)
+        let template = match vdi.origin {
+            Some(origin) => session.catalog.vdi(origin)?,
+            None => None,
+        };
+        self.show(session, vdi, physical, template.map(|template| template.virtual_size))
     }
 
     /// A VDI for users, with its device if it has one. The device tells what is mapped now; `physical` is what the
-    /// metadata said when it was last written.
-    fn show(&mut self, session: &Session, vdi: &Vdi, physical: Option<u64>) -> Result<VdiInfo> {
+    /// metadata said when it was last written, `template` the size of the template that it shows.
+    fn show(
+        &mut self,
+        session: &Session,
+        vdi: &Vdi,
+        physical: Option<u64>,
+        template: Option<u64>,
+    ) -> Result<VdiInfo> {
         let name = names::vdi_device(session.sr.uuid, vdi.uuid).name;
         let attached = self.world.dm.device(&name)?.is_some_and(|device| device.table.is_some());
         let mut physical = physical;
@@ -304,11 +326,20 @@ impl Controller {
             let status = ThinStatus::parse(&self.world.dm.status(&name)?);
             physical = status.map(|status| status.mapped).or(physical);
         }
-        Ok(self.info(session, vdi, attached, physical))
+        Ok(self.info(session, vdi, attached, physical, template))
     }
 
     /// A VDI for users, from what is known. `physical` is asked for of thin disks only.
-    fn info(&self, session: &Session, vdi: &Vdi, attached: bool, physical: Option<u64>) -> VdiInfo {
+    fn info(
+        &self,
+        session: &Session,
+        vdi: &Vdi,
+        attached: bool,
+        physical: Option<u64>,
+        template: Option<u64>,
+    ) -> VdiInfo {
+        let shown = template.map(|template| template.min(vdi.virtual_size));
+        let from_template = shown.zip(physical).map(|(shown, mapped)| shown.saturating_sub(mapped));
         let physical = match vdi.body {
             Body::Template { .. } => Some(0),
             Body::Thick => Some(vdi.virtual_size),
@@ -332,6 +363,11 @@ impl Controller {
             device: attached.then(|| self.device_path(session, vdi)),
             snapshot_of: vdi.snapshot_of,
             preallocated: vdi.body == Body::Thick,
+            from_template,
+            from_template_percent: from_template
+                .zip(shown)
+                .and_then(|(left, all)| u64::try_from(u128::from(left) * 100 / u128::from(all.max(1))).ok()),
+            local_copy: vdi.is_template().then(|| vdi.local_ready().is_some()),
         }
     }
 

@@ -5,7 +5,7 @@
 //! under `/dev/mapper`, and is told by flags to keep its hands and those of blkid, LVM and multipath off our devices,
 //! for what is in them belongs to guests.
 
-use super::{Device, DeviceNumber, Dm, DmError, DmResult, PoolMessage, Segment, Table, Target};
+use super::{Device, DeviceNumber, Dm, DmError, DmResult, Guard, PoolMessage, Segment, Table, Target, guard};
 use crate::error::{Error, Result};
 use crate::names::DmName;
 use std::fs::{File, OpenOptions};
@@ -38,6 +38,7 @@ const SUSPEND: u32 = 1 << 1;
 const STATUS_TABLE: u32 = 1 << 4;
 const ACTIVE_PRESENT: u32 = 1 << 5;
 const BUFFER_FULL: u32 = 1 << 8;
+const SKIP_LOCKFS: u32 = 1 << 10;
 
 /// What udev is told with every event: no subsystem, disk or other rules, and that this is the primary source
 /// (libdevmapper.h, `DM_UDEV_*`). The flags are the upper half of the event number; the lower half would name a
@@ -53,6 +54,13 @@ enum Command {
     TableLoad = 9,
     TableStatus = 12,
     TargetMessage = 14,
+}
+
+impl Command {
+    /// `_IOWR(0xfd, command, struct dm_ioctl)`
+    fn code(self) -> libc::Ioctl {
+        ((3 << 30) | ((header::LEN as u64) << 16) | (0xfd << 8) | self as u64) as libc::Ioctl
+    }
 }
 
 /// The kernel's device-mapper.
@@ -82,12 +90,10 @@ impl KernelDm {
         let mut room = request.payload.len() + 16 * 1024;
         loop {
             let mut buffer = request.encode(header::LEN + room);
-            // _IOWR(0xfd, command, struct dm_ioctl)
-            let code = (3 << 30) | ((header::LEN as u64) << 16) | (0xfd << 8) | command as u64;
             // SAFETY: `buffer` begins with a `struct dm_ioctl` whose `data_size` is the buffer's length, and the
             // kernel reads and writes within `data_size`. The buffer lives until the call returns.
             let result =
-                unsafe { libc::ioctl(self.control.as_raw_fd(), code as libc::Ioctl, buffer.as_mut_ptr()) };
+                unsafe { libc::ioctl(self.control.as_raw_fd(), command.code(), buffer.as_mut_ptr()) };
             if result != 0 {
                 return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
             }
@@ -190,10 +196,17 @@ impl Dm for KernelDm {
         self.request(Command::DevSuspend, "suspend", &Request::new(name, SUSPEND)).map(drop)
     }
 
+    fn hold(&mut self, name: &str) -> DmResult<()> {
+        self.request(Command::DevSuspend, "hold", &Request::new(name, SUSPEND | SKIP_LOCKFS)).map(drop)
+    }
+
+    fn guard(&mut self, name: &str) -> DmResult<Box<dyn Guard>> {
+        let buffer = Request::resume(name).encode(header::LEN);
+        guard::fork(name, self.control.as_raw_fd(), Command::DevSuspend.code(), buffer)
+    }
+
     fn resume(&mut self, name: &str) -> DmResult<()> {
-        let mut request = Request::new(name, 0);
-        request.event_nr = UDEV_FLAGS;
-        self.request(Command::DevSuspend, "resume", &request).map(drop)
+        self.request(Command::DevSuspend, "resume", &Request::resume(name)).map(drop)
     }
 
     fn remove(&mut self, name: &str) -> DmResult<()> {
@@ -232,6 +245,10 @@ impl Request {
             target_count: 0,
             payload: Vec::new(),
         }
+    }
+
+    fn resume(name: &str) -> Self {
+        Self { event_nr: UDEV_FLAGS, ..Self::new(name, 0) }
     }
 
     fn encode(&self, len: usize) -> Vec<u8> {

@@ -3,6 +3,7 @@
 //! A table is a value: what we ask for and what the kernel reports are of one type, so they compare. Lengths are in
 //! sectors of 512 bytes here and nowhere else, because that is what the kernel's interface has.
 
+mod guard;
 mod kernel;
 mod status;
 mod table;
@@ -139,6 +140,9 @@ impl From<DmError> for Error {
 /// The result of a device-mapper request.
 pub type DmResult<T> = Result<T, DmError>;
 
+/// Somebody who lets a suspended device go on in the end.
+pub trait Guard {}
+
 /// The kernel's device-mapper, one request a method.
 ///
 /// Nothing here is idempotent by itself, for the kernel is not; the steps of a plan are.
@@ -178,6 +182,19 @@ pub trait Dm {
     /// # Errors
     /// The kernel refuses.
     fn suspend(&mut self, name: &str) -> DmResult<()>;
+
+    /// As [`suspend`](Self::suspend), but a file system on the device is not brought to rest first: for a moment in which
+    /// nothing of what is written may be under way, whatever that is.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn hold(&mut self, name: &str) -> DmResult<()>;
+
+    /// Sees to it that the device goes on when the guard is dropped, or when this process ends in any way.
+    ///
+    /// # Errors
+    /// The host has no room for another process.
+    fn guard(&mut self, name: &str) -> DmResult<Box<dyn Guard>>;
 
     /// Makes a loaded table live and lets I/O go on.
     ///

@@ -1,5 +1,7 @@
 //! Observe, plan, apply, and again, until nothing is left to do.
 
+mod flatten;
+mod local;
 mod sr;
 mod thin;
 mod vdi;
@@ -8,7 +10,7 @@ use crate::Outcome;
 use crate::catalog::{Catalog, Media};
 use crate::dm::{Device, Dm};
 use crate::error::{Error, Result};
-use crate::host::{Attached, Host};
+use crate::host::{Attached, Blocks, Host};
 use crate::lvm::Lvm;
 use crate::names;
 use crate::origins::Origins;
@@ -16,6 +18,8 @@ use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
 use crate::thin::ThinMetadata;
 use uuid::Uuid;
 
+pub(crate) use flatten::Flattening;
+pub(crate) use local::Filling;
 pub(crate) use sr::SrPlace;
 
 /// Everything outside this crate, by its ports.
@@ -26,6 +30,7 @@ pub(crate) struct World {
     pub(crate) media: Box<dyn Media>,
     pub(crate) origins: Box<dyn Origins>,
     pub(crate) thin: Box<dyn ThinMetadata>,
+    pub(crate) blocks: Box<dyn Blocks>,
 }
 
 /// An attached SR with its records open. Whoever has one holds the SR's lock.

@@ -5,7 +5,7 @@ use crate::Outcome;
 use crate::dm::{Device, DmError, PoolMessage, PoolStatus, Table};
 use crate::error::{Error, Result};
 use crate::names::{self, DmName};
-use crate::plan::{Goal, OriginSeen, Seen, Step, expected_table, origin_table};
+use crate::plan::{Goal, OriginSeen, Seen, Step, expected_table};
 use crate::record::{Body, Change, Intent, Vdi};
 use uuid::Uuid;
 
@@ -56,7 +56,7 @@ impl World {
         let origin = match goal {
             Goal::Settled | Goal::Made { .. } | Goal::Reverted { .. } => None,
             Goal::Recorded(_) if device.is_none() => None,
-            _ => self.observe_origin(session, vdi.as_ref())?,
+            _ => self.observe_origin(session, vdi.as_ref(), goal)?,
         };
         Ok(Seen {
             uuid,
@@ -70,13 +70,19 @@ impl World {
             source,
             suspect,
             descendants: session.catalog.descendants(uuid)?,
+            scratch: self.scratch(sr.uuid, uuid)?,
             vdi,
             sr,
             ledger,
         })
     }
 
-    fn observe_origin(&mut self, session: &Session, vdi: Option<&Vdi>) -> Result<Option<OriginSeen>> {
+    fn observe_origin(
+        &mut self,
+        session: &Session,
+        vdi: Option<&Vdi>,
+        goal: &Goal,
+    ) -> Result<Option<OriginSeen>> {
         let template = match vdi {
             Some(vdi) if vdi.is_template() => vdi.clone(),
             Some(Vdi { origin: Some(origin), .. }) => session
@@ -91,7 +97,20 @@ impl World {
             Some((_, device)) => Some((self.host.number(&device.path)?, device.size)),
         };
         let name = names::origin_device(session.sr.uuid, template.uuid).name;
-        Ok(Some(OriginSeen { device, pad: self.dm.device(&name)?, template }))
+        let local = match template.local() {
+            Some(_) => self.lv_device(&session.sr.vg, &names::local_lv(session.sr.uuid, template.uuid))?,
+            None => None,
+        };
+        // Asking LVM takes long, so it is asked only about what is done to the template itself.
+        let itself = vdi.is_some_and(Vdi::is_template);
+        let room = match goal {
+            Goal::RoomMade(_) => Some(self.local_room(session, &template)?),
+            Goal::Delocalised | Goal::Gone | Goal::Mended if itself && template.local().is_some() => {
+                Some(self.local_room(session, &template)?)
+            }
+            _ => None,
+        };
+        Ok(Some(OriginSeen { device, pad: self.dm.device(&name)?, template, local, room }))
     }
 
     pub(crate) fn apply_vdi(&mut self, step: &Step, seen: &Seen, session: &mut Session) -> Result<Outcome> {
@@ -143,6 +162,13 @@ impl World {
             }
             Step::MapOrigin { .. } => return self.map_origin(seen),
             Step::UnmapOrigin { template } => self.unmap(&names::origin_device(sr, *template))?,
+            Step::CreateLocal { vg, lv, size, .. } => {
+                self.lvm.create_linear(&session.sr.devices, vg, lv, *size, &[names::TAG.into()])?;
+            }
+            Step::ActivateLocal { template, name, vg, lv } => {
+                self.activate_local(session, *template, name, vg, lv)?;
+            }
+            Step::RemoveScratch { vdi } => self.remove_scratch(sr, *vdi)?,
             Step::MapVdi { vdi, read_only, .. } => return self.map_vdi(seen, *vdi, *read_only),
             Step::Resume { vdi } => self.dm.resume(&names::vdi_device(sr, *vdi).name)?,
             Step::UnmapVdi { vdi, .. } => self.unmap(&names::vdi_device(sr, *vdi))?,
@@ -241,17 +267,19 @@ impl World {
     }
 
     fn map_origin(&mut self, seen: &Seen) -> Result<Outcome> {
-        let Some(OriginSeen { template, device: Some((number, size)), pad }) = &seen.origin else {
-            return Err(Error::failed(format!("the template of VDI {} is not open", seen.uuid)));
-        };
-        if *size < template.virtual_size {
+        let closed = || Error::failed(format!("the template of VDI {} is not open", seen.uuid));
+        let origin = seen.origin.as_ref().ok_or_else(closed)?;
+        let (template, table) = (&origin.template, origin.table().ok_or_else(closed)?);
+        if let (None, Some((_, size))) = (template.local_ready(), origin.device)
+            && size < template.virtual_size
+        {
             return Err(Error::failed(format!(
                 "the block device of template '{}' has {size} bytes, and the template {}",
                 template.name, template.virtual_size
             )));
         }
         let name = names::origin_device(seen.sr.uuid, template.uuid);
-        self.install(&name, pad.as_ref(), &origin_table(template, *number), true)
+        self.install(&name, origin.pad.as_ref(), &table, true)
     }
 
     fn map_vdi(&mut self, seen: &Seen, vdi: Uuid, read_only: bool) -> Result<Outcome> {
@@ -263,7 +291,7 @@ impl World {
     }
 
     /// Makes a device with this table, or gives the one that is there this table.
-    fn install(
+    pub(super) fn install(
         &mut self,
         name: &DmName,
         device: Option<&Device>,
@@ -287,7 +315,7 @@ impl World {
     }
 
     /// Removes a device. Whoever looks at new devices, as udev's rules do, may have it open for a moment.
-    fn unmap(&mut self, name: &DmName) -> Result<()> {
+    pub(super) fn unmap(&mut self, name: &DmName) -> Result<()> {
         let mut wait = std::time::Duration::from_millis(10);
         loop {
             match self.dm.remove(&name.name) {

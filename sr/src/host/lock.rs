@@ -49,7 +49,21 @@ impl Locks {
         self.take(&format!("sr-{sr}"))
     }
 
+    /// Takes the lock of whoever does long work on a VDI; `None` if somebody does. It may be asked for with an SR's lock
+    /// held, for it is not waited for.
+    ///
+    /// # Errors
+    /// The lock file cannot be made.
+    pub fn try_work(&self, vdi: Uuid) -> Result<Option<Lock>> {
+        self.attempt(&format!("work-{vdi}"), FlockOperation::NonBlockingLockExclusive)
+    }
+
     fn take(&self, name: &str) -> Result<Lock> {
+        let lock = self.attempt(name, FlockOperation::LockExclusive)?;
+        lock.ok_or_else(|| Error::failed(format!("cannot lock {}", self.directory.join(name).display())))
+    }
+
+    fn attempt(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>> {
         let path = self.directory.join(name);
         let failed = |e: io::Error| {
             let way_out = match e.kind() {
@@ -62,11 +76,14 @@ impl Locks {
         loop {
             let file =
                 OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-            flock(&file, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
+            match flock(&file, operation) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other.map_err(|e| failed(e.into()))?,
+            }
             let held = file.metadata().map_err(failed)?;
             match fs::metadata(&path) {
                 Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(Lock { _file: file, path });
+                    return Ok(Some(Lock { _file: file, path }));
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

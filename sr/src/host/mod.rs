@@ -1,8 +1,10 @@
 //! The host: block devices and who uses them, the links that we make, what is remembered until the next boot.
 
+mod blocks;
 mod lock;
 mod system;
 
+pub use blocks::{Block, Blocks, DirectBlocks};
 pub use lock::{Lock, Locks};
 pub use system::SystemHost;
 

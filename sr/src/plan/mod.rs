@@ -4,10 +4,12 @@
 //! across a step: a crash leaves no special case, and recovery is the same planning for every record. A plan lists all
 //! that is left, in order, so it is also what `--dry-run` shows.
 
+mod local;
 mod sr;
 mod step;
 mod vdi;
 
+pub(crate) use local::{Room, layout};
 pub(crate) use sr::{SrGoal, SrSeen, SrSpec, plan_sr};
 pub(crate) use step::{Step, size_text};
-pub(crate) use vdi::{Goal, OriginSeen, Seen, expected_table, origin_table, plan_vdi};
+pub(crate) use vdi::{Goal, OriginSeen, Seen, expected_table, plan_vdi};

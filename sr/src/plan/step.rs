@@ -64,6 +64,16 @@ pub(crate) enum Step {
     MapOrigin { template: Uuid },
     /// Removes the template's padded device.
     UnmapOrigin { template: Uuid },
+    /// Makes the volume for a template's local copy.
+    CreateLocal { vg: String, lv: String, name: String, size: u64 },
+    /// Activates the volume of a template's local copy.
+    ActivateLocal { template: Uuid, name: String, vg: String, lv: String },
+    /// Copies a template to its volume and reads the copy back.
+    FillLocal { template: Uuid, name: String },
+    /// Copies what a VDI still reads from its template into its thin device.
+    Flatten { vdi: Uuid, name: String },
+    /// Removes the devices that were there while a VDI was flattened.
+    RemoveScratch { vdi: Uuid },
     /// Makes the VDI's device, or changes its table.
     MapVdi { vdi: Uuid, name: String, read_only: bool },
     /// Lets a suspended device of the VDI go on.
@@ -153,6 +163,21 @@ impl fmt::Display for Step {
             Self::MapOrigin { template } => write!(f, "map the padded device of template {template}"),
             Self::UnmapOrigin { template } => {
                 write!(f, "remove the padded device of template {template}")
+            }
+            Self::CreateLocal { vg, lv, name, size } => {
+                write!(f, "make the volume {vg}/{lv} of {} for a copy of template '{name}'", size_text(*size))
+            }
+            Self::ActivateLocal { name, vg, lv, .. } => {
+                write!(f, "activate {vg}/{lv}, the local copy of template '{name}'")
+            }
+            Self::FillLocal { template, name } => {
+                write!(f, "copy template '{name}' ({template}) to its volume and read the copy back")
+            }
+            Self::Flatten { vdi, name } => {
+                write!(f, "copy what VDI '{name}' ({vdi}) still reads from its template")
+            }
+            Self::RemoveScratch { vdi } => {
+                write!(f, "remove the devices through which VDI {vdi} was flattened")
             }
             Self::MapVdi { vdi, name, read_only } => {
                 let how = if *read_only { " read-only" } else { "" };

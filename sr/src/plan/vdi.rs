@@ -1,9 +1,10 @@
 //! Plans for VDIs.
 
+use super::local;
 use super::step::{Step, size_text};
-use crate::dm::{Device, DeviceNumber, PoolMode, PoolStatus, SECTOR, Segment, Table, Target};
+use crate::dm::{Device, DeviceNumber, PoolMode, PoolStatus, Table, Target};
 use crate::error::{Error, Result};
-use crate::record::{Body, Intent, Ledger, Source, SrRecord, THIN_ID_MAX, Vdi};
+use crate::record::{Body, Intent, Ledger, LocalCopy, Source, SrRecord, THIN_ID_MAX, Vdi};
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -32,6 +33,18 @@ pub(crate) enum Goal {
     Detached,
     /// It is as attached as it nearly is: a whole device is kept and mended, anything less goes.
     Mended,
+    /// Its template is a block device, padded, whether anybody stands on it or not.
+    Shown,
+    /// Nothing of its template, or of itself if it is one, is open for nobody.
+    Released,
+    /// The template has a volume for a copy of these runs, which is not ready.
+    RoomMade(LocalCopy),
+    /// The template's copy, which is on its volume and was read back, is what VDIs read.
+    Localised,
+    /// The template has no copy in the SR.
+    Delocalised,
+    /// The VDI, in the thin device of this id that holds all of its template that it needs, does without that.
+    Independent { id: u32 },
 }
 
 /// What there is of a template under VDIs.
@@ -42,6 +55,10 @@ pub(crate) struct OriginSeen {
     pub(crate) device: Option<(DeviceNumber, u64)>,
     /// Its padded device.
     pub(crate) pad: Option<Device>,
+    /// The active volume of its local copy.
+    pub(crate) local: Option<Device>,
+    /// The volume group as to local copies, where the goal needs to know.
+    pub(crate) room: Option<local::Room>,
 }
 
 /// What there is of an SR, as far as it concerns one VDI.
@@ -71,10 +88,12 @@ pub(crate) struct Seen {
     pub(crate) suspect: Option<(Uuid, Device)>,
     /// How many VDIs have this one as their template.
     pub(crate) descendants: u64,
+    /// Whether a device of its flattening is left.
+    pub(crate) scratch: bool,
 }
 
 impl Seen {
-    fn vdi(&self) -> Result<&Vdi> {
+    pub(super) fn vdi(&self) -> Result<&Vdi> {
         self.vdi
             .as_ref()
             .ok_or_else(|| Error::not_found(format!("SR '{}' has no VDI {}", self.sr.name, self.uuid)))
@@ -102,6 +121,9 @@ pub(crate) fn plan_vdi(goal: &Goal, seen: &Seen) -> Result<Vec<Step>> {
             Vec::new()
         }
     };
+    if seen.scratch {
+        return Ok(local::remove_scratch(seen));
+    }
     if !pending.is_empty() {
         // An operation that a crash cut short comes first, and what follows is planned when it is out of the way.
         return Ok(pending);
@@ -115,6 +137,12 @@ pub(crate) fn plan_vdi(goal: &Goal, seen: &Seen) -> Result<Vec<Step>> {
         Goal::Attached { read_only } => attach(*read_only, seen),
         Goal::Detached => detach(seen),
         Goal::Mended => mend(seen),
+        Goal::Shown => Ok(seen.origin.iter().flat_map(|origin| open_origin(origin, seen)).collect()),
+        Goal::Released => Ok(release_origin(seen, 0)),
+        Goal::RoomMade(copy) => local::make_room(copy, seen),
+        Goal::Localised => local::localise(seen),
+        Goal::Delocalised => local::delocalise(seen),
+        Goal::Independent { id } => local::become_independent(*id, seen),
     }
 }
 
@@ -280,6 +308,8 @@ fn revert(new: u32, seen: &Seen) -> Result<Vec<Step>> {
     let mut reverted = vdi.clone();
     reverted.body = Body::Thin { id: new };
     reverted.virtual_size = source.virtual_size;
+    // The one may have been flattened since the other was made.
+    reverted.origin = source.origin;
     Ok(operation(&Intent::Make {
         vdi: Box::new(reverted),
         from: Some(Source { vdi: source.uuid, id }),
@@ -318,7 +348,10 @@ fn gone(seen: &Seen) -> Result<Vec<Step>> {
     refuse_attached(vdi, seen, "destroyed")?;
     let mut steps = leftovers(seen);
     match vdi.body {
-        Body::Template { .. } => steps.push(Step::RemoveRecord { vdi: vdi.uuid, name: vdi.name.clone() }),
+        Body::Template { .. } => {
+            steps.extend(local::give_up(seen));
+            steps.push(Step::RemoveRecord { vdi: vdi.uuid, name: vdi.name.clone() });
+        }
         Body::Thin { id } => {
             check_writable(seen)?;
             steps.push(Step::RecordIntent(Intent::Drop { id }));
@@ -346,7 +379,7 @@ fn leftovers(seen: &Seen) -> Vec<Step> {
 }
 
 /// Takes the template away if nobody has its padded device open except `ours` tables that are to go.
-fn release_origin(seen: &Seen, ours: u32) -> Vec<Step> {
+pub(super) fn release_origin(seen: &Seen, ours: u32) -> Vec<Step> {
     let Some(origin) = &seen.origin else {
         return Vec::new();
     };
@@ -359,6 +392,9 @@ fn release_origin(seen: &Seen, ours: u32) -> Vec<Step> {
     }
     if origin.device.is_some() {
         steps.push(Step::CloseOrigin { template });
+    }
+    if origin.local.is_some() {
+        steps.push(Step::Deactivate { vg: seen.sr.vg.clone(), lv: local::volume(seen, template) });
     }
     steps
 }
@@ -374,7 +410,7 @@ fn attach(read_only: bool, seen: &Seen) -> Result<Vec<Step>> {
         });
     }
     if let Some(origin) = &seen.origin {
-        steps.extend(open_origin(origin));
+        steps.extend(open_origin(origin, seen));
     }
     match &seen.device {
         Some(device) if device.table.is_some() => {
@@ -397,26 +433,23 @@ fn attach(read_only: bool, seen: &Seen) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-fn map(vdi: &Vdi, read_only: bool) -> Step {
+pub(super) fn map(vdi: &Vdi, read_only: bool) -> Step {
     Step::MapVdi { vdi: vdi.uuid, name: vdi.name.clone(), read_only }
 }
 
 /// Makes a template ready under its VDIs.
-fn open_origin(origin: &OriginSeen) -> Vec<Step> {
+pub(super) fn open_origin(origin: &OriginSeen, seen: &Seen) -> Vec<Step> {
     let template = &origin.template;
+    if template.local_ready().is_some() {
+        return local::open(origin, seen);
+    }
     let mut steps = Vec::new();
     if origin.device.is_none() {
-        let location = match &template.body {
-            Body::Template { location, .. } => location.clone(),
-            Body::Thin { .. } | Body::Thick => String::new(),
-        };
-        steps.push(Step::OpenOrigin { template: template.uuid, name: template.name.clone(), location });
+        steps.push(open_device(template));
     }
-    let right = match (&origin.pad, origin.device) {
-        (Some(pad), Some((device, _))) => {
-            pad.table.as_ref() == Some(&origin_table(template, device)) && !pad.suspended
-        }
-        // An origin that is not open may come back as another device; until then the pad is as good as it can be.
+    // An origin that is not open may come back as another device; until then the pad is as good as it can be.
+    let right = match (&origin.pad, origin.table()) {
+        (Some(pad), Some(table)) => pad.table.as_ref() == Some(&table) && !pad.suspended,
         (Some(pad), None) => pad.table.is_some() && !pad.suspended,
         (None, _) => false,
     };
@@ -426,13 +459,13 @@ fn open_origin(origin: &OriginSeen) -> Vec<Step> {
     steps
 }
 
-/// The table of a template's padded device: the image, then zeros.
-pub(crate) fn origin_table(template: &Vdi, device: DeviceNumber) -> Table {
-    let sectors = template.virtual_size / SECTOR;
-    Table(vec![
-        Segment { sectors, target: Target::Linear { device, offset: 0 } },
-        Segment { sectors: ORIGIN_LEN / SECTOR - sectors, target: Target::Zero },
-    ])
+/// Makes a template a block device by the server.
+pub(super) fn open_device(template: &Vdi) -> Step {
+    let location = match &template.body {
+        Body::Template { location, .. } => location.clone(),
+        Body::Thin { .. } | Body::Thick => String::new(),
+    };
+    Step::OpenOrigin { template: template.uuid, name: template.name.clone(), location }
 }
 
 /// The table that a VDI's device must have; `None` while what it stands on is missing.
@@ -463,8 +496,10 @@ fn mend_device(vdi: &Vdi, device: &Device, seen: &Seen) -> Result<Vec<Step>> {
         return Ok(vec![map(vdi, device.read_only)]);
     };
     if *live != expected {
-        // A resize that was cut short leaves the same target with an older length. Anything else is not our doing.
-        if live.only() != expected.only() || live.bytes() > expected.bytes() {
+        // A resize that was cut short leaves the same target with an older length, a flattening the origin that is not
+        // needed any more. Anything else is not our doing.
+        let ours = live.only() == expected.only() || local::differs_by_origin(live, &expected);
+        if !ours || live.bytes() > expected.bytes() {
             return Err(Error::failed(format!(
                 "the device of VDI '{}' ({}) has the table '{live}', and its record needs '{expected}'",
                 vdi.name, vdi.uuid
@@ -517,10 +552,16 @@ fn detach(seen: &Seen) -> Result<Vec<Step>> {
 fn mend(seen: &Seen) -> Result<Vec<Step>> {
     let whole = seen.device.as_ref().filter(|device| device.table.is_some());
     match (whole, &seen.vdi) {
-        (Some(device), Some(_)) => attach(device.read_only, seen),
+        (Some(device), Some(_)) => {
+            let mut steps = attach(device.read_only, seen)?;
+            steps.extend(local::clear(seen));
+            Ok(steps)
+        }
         _ => {
             if seen.device.is_none() && seen.link.is_none() {
-                return Ok(leftovers(seen));
+                let mut steps = leftovers(seen);
+                steps.extend(local::clear(seen));
+                return Ok(steps);
             }
             detach(seen)
         }

@@ -4,6 +4,7 @@
 //! that forget their origin, transaction ids that must match. What a step of ours gets wrong shows as wrong bytes, a
 //! leaked device id or a device that nobody knows.
 
+mod blocks;
 mod ports;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,10 @@ enum Mutation {
     EarlyTransactionId,
     /// A device is mapped without its origin.
     LostOrigin,
+    /// What is flattened is not made durable before the origin is given up.
+    LostSync,
+    /// What is flattened is written while the guest writes.
+    Unheld,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,6 +49,8 @@ struct SimDevice {
     live: Option<(Table, bool)>,
     loaded: Option<(Table, bool)>,
     suspended: bool,
+    /// The logical volume that it is.
+    lv: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +59,8 @@ struct SimLv {
     kind: String,
     size: u64,
     tags: Vec<String>,
+    /// What it holds, by chunk.
+    bytes: BTreeMap<u64, u8>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +86,14 @@ struct Sim {
     thins: BTreeMap<u32, BTreeMap<u64, u8>>,
     /// The metadata snapshot, as the chunks were mapped when it was made.
     held: Option<BTreeMap<u32, BTreeMap<u64, u8>>>,
+    /// Chunks of device ids that were mapped and are lost with the power.
+    unsynced: BTreeSet<(u32, u64)>,
+    /// Devices that go on when the process ends.
+    guarded: BTreeSet<String>,
+    /// How much of each template is local, in bytes; all of it if it is not here.
+    cached: BTreeMap<u8, u64>,
+    /// Whether templates can be opened.
+    server: bool,
     records: Option<Records>,
     /// What was committed and is not durable yet, under `LateIntent`.
     late: Option<Records>,
@@ -94,6 +111,9 @@ struct Face {
     size: u64,
     attached: bool,
     bytes: Vec<u8>,
+    /// Whether a disk shows a template, and a template is copied into the SR.
+    dependent: bool,
+    local: bool,
 }
 
 type State = BTreeMap<String, Face>;
@@ -117,6 +137,10 @@ impl Sim {
             transaction_id: 0,
             thins: BTreeMap::new(),
             held: None,
+            unsynced: BTreeSet::new(),
+            guarded: BTreeSet::new(),
+            cached: BTreeMap::new(),
+            server: true,
             records: None,
             late: None,
             early: None,
@@ -157,7 +181,17 @@ impl Sim {
     fn restart(&mut self, reboot: bool) {
         self.dead = false;
         self.fuel = None;
+        for name in std::mem::take(&mut self.guarded) {
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.suspended = false;
+            }
+        }
         if reboot {
+            for (id, chunk) in std::mem::take(&mut self.unsynced) {
+                if let Some(thin) = self.thins.get_mut(&id) {
+                    thin.remove(&chunk);
+                }
+            }
             self.devices.clear();
             self.remembered.clear();
             self.links.clear();
@@ -199,7 +233,14 @@ impl Sim {
                         let vdi = self.records()?.vdis.get(template)?;
                         Some(template_byte(&crate::controller::location_of(vdi)?, chunk))
                     }
-                    Target::Linear { device, .. } => self.read(self.device_of_minor(device.minor)?, chunk),
+                    Target::Linear { device, offset } => {
+                        let chunk = chunk - start + offset * 512 / CHUNK;
+                        let device = self.device_of_minor(device.minor)?;
+                        match &device.lv {
+                            Some(lv) => self.volume(lv)?.bytes.get(&chunk).copied(),
+                            None => self.read(device, chunk),
+                        }
+                    }
                     Target::Thin { id, origin, .. } => match self.thins.get(id)?.get(&chunk) {
                         Some(byte) => Some(*byte),
                         None => match origin {
@@ -213,6 +254,10 @@ impl Sim {
             start = end;
         }
         None
+    }
+
+    fn volume(&self, lv: &str) -> Option<&SimLv> {
+        self.group.as_ref()?.2.iter().find(|it| it.name == lv)
     }
 
     /// What the users of the SR can tell, by name, and whether anything is as it must not be.
@@ -245,6 +290,8 @@ impl Sim {
                 size: vdi.virtual_size,
                 attached,
                 bytes: (0..chunks).map(byte).collect::<Result<_, _>>()?,
+                dependent: vdi.origin.is_some(),
+                local: vdi.local().is_some(),
             };
             state.insert(vdi.name.clone(), face);
         }
@@ -268,6 +315,18 @@ impl Sim {
         if ids != there {
             return Err(format!("records have device ids {ids:?}, and the pool {there:?}"));
         }
+        let copies: BTreeSet<_> = records
+            .vdis
+            .values()
+            .filter_map(|vdi| {
+                vdi.local().map(|copy| (names::local_lv(records.sr.uuid, vdi.uuid), copy.ready))
+            })
+            .collect();
+        let volumes = self.group.iter().flat_map(|group| &group.2).filter(|lv| lv.name.contains("-local-"));
+        let volumes: BTreeSet<_> = volumes.map(|lv| (lv.name.clone(), true)).collect();
+        if copies != volumes {
+            return Err(format!("local copies are recorded of {copies:?}, and volumes are {volumes:?}"));
+        }
         let mut pads = BTreeSet::new();
         let mut linked = BTreeSet::new();
         for (name, device) in &self.devices {
@@ -284,6 +343,12 @@ impl Sim {
                 Some(Role::Vdi(vdi)) => {
                     linked.insert(vdi);
                 }
+                Some(Role::Scratch(_)) => return Err(format!("{name} is left")),
+                None if device.lv.as_ref().is_some_and(|lv| lv.contains("-local-"))
+                    && self.open_count(device.minor) == 0 =>
+                {
+                    return Err(format!("nobody uses {name}, and it is active"));
+                }
                 None => {}
             }
         }
@@ -292,6 +357,8 @@ impl Sim {
             return Err(format!("links {links:?} for devices {linked:?}"));
         }
         let open: BTreeSet<_> = self.origins.keys().copied().collect();
+        // Those that have a copy need no server.
+        pads.retain(|template| records.vdis.get(template).is_none_or(|vdi| vdi.local_ready().is_none()));
         if open != pads {
             return Err(format!("templates {open:?} are open, and mapped are {pads:?}"));
         }
@@ -327,6 +394,7 @@ impl Rig {
             media: Box::new(port()),
             origins: Box::new(port()),
             thin: Box::new(port()),
+            blocks: Box::new(port()),
         };
         let options =
             Options { run_dir: self.run.path().into(), dev_dir: "/dev/thinorigin".into(), dry_run: false };

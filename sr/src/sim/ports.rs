@@ -3,13 +3,13 @@
 use super::thin::HELD_ROOT;
 use super::{Mutation, Records, Sim, SimDevice, SimLv, node};
 use crate::catalog::{Catalog, Media};
-use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, PoolMessage, Table, Target};
+use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, Guard, PoolMessage, Table, Target};
 use crate::error::{Error, Result};
 use crate::host::{Attached, Disk, Host};
 use crate::lvm::{Found, Lv, Lvm, PoolSpec, Pv, Vg};
 use crate::names::{self, DmName};
 use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
-use crate::{Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use crate::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::cell::{RefCell, RefMut};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -47,6 +47,7 @@ fn activate(sim: &mut Sim, lv: &str) {
     // A pool stands on volumes of LVM's own.
     let metadata = (kind == "thin-pool").then(|| (metadata_of(&name), "linear".into()));
     for (name, kind) in [(name, kind)].into_iter().chain(metadata) {
+        let volume = (kind != "linear" || !name.ends_with("_tmeta")).then(|| lv.to_owned());
         let target = Target::Other { kind, parameters: String::new() };
         sim.next_minor += 1;
         let minor = sim.next_minor;
@@ -54,6 +55,7 @@ fn activate(sim: &mut Sim, lv: &str) {
             minor,
             uuid: "LVM-".into(),
             live: Some((Table::single(1 << 20, target), false)),
+            lv: volume,
             ..SimDevice::default()
         });
     }
@@ -103,7 +105,13 @@ impl Lvm for Port {
 
     fn create_linear(&mut self, _: &[PathBuf], _: &str, lv: &str, size: u64, tags: &[String]) -> Result<()> {
         self.effect(|sim| {
-            let lv = SimLv { name: lv.into(), kind: "linear".into(), size, tags: tags.to_vec() };
+            let lv = SimLv {
+                name: lv.into(),
+                kind: "linear".into(),
+                size,
+                tags: tags.to_vec(),
+                bytes: Default::default(),
+            };
             let name = lv.name.clone();
             sim.group.as_mut().expect("a group").2.push(lv);
             activate(sim, &name);
@@ -117,6 +125,7 @@ impl Lvm for Port {
                 kind: "thin-pool".into(),
                 size: pool.size,
                 tags: tags.to_vec(),
+                bytes: Default::default(),
             };
             sim.group.as_mut().expect("a group").2.push(lv);
             activate(sim, &pool.name);
@@ -139,7 +148,7 @@ impl Lvm for Port {
                 sim.thins.clear();
                 sim.held = None;
                 sim.transaction_id = 0;
-            } else {
+            } else if lv.ends_with("-meta") {
                 sim.records = None;
             }
             lvs.retain(|it| it.name != lv);
@@ -209,6 +218,22 @@ fn message(sim: &mut Sim, message: PoolMessage) -> Result<(), i32> {
     Ok(())
 }
 
+/// Dropped in a process that lives, it lets the device go on; one that died leaves that to its end.
+struct Guarded(Rc<RefCell<Sim>>, String);
+
+impl Guard for Guarded {}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let mut sim = self.0.borrow_mut();
+        if sim.guarded.remove(&self.1)
+            && let Some(device) = sim.devices.get_mut(&self.1)
+        {
+            device.suspended = false;
+        }
+    }
+}
+
 impl Dm for Port {
     fn device(&mut self, name: &str) -> DmResult<Option<Device>> {
         let sim = self.sim();
@@ -270,6 +295,21 @@ impl Dm for Port {
             sim.devices.get_mut(name).ok_or(libc::ENXIO)?.suspended = true;
             Ok(())
         })
+    }
+
+    fn hold(&mut self, name: &str) -> DmResult<()> {
+        if self.sim().mutation == Mutation::Unheld {
+            return Ok(());
+        }
+        self.suspend(name)
+    }
+
+    fn guard(&mut self, name: &str) -> DmResult<Box<dyn Guard>> {
+        self.dm("guard", |sim| {
+            sim.guarded.insert(name.into());
+            Ok(())
+        })?;
+        Ok(Box::new(Guarded(Rc::clone(&self.0), name.into())))
     }
 
     fn resume(&mut self, name: &str) -> DmResult<()> {
@@ -446,6 +486,9 @@ impl Origins for Port {
         _: &str,
         _: Option<u64>,
     ) -> Result<OriginDevice, OriginError> {
+        if !self.sim().server {
+            return Err(OriginError::new("the server is away"));
+        }
         let minor = self.sim().effect(|sim| {
             sim.next_minor += 1;
             let next = sim.next_minor;
@@ -458,6 +501,18 @@ impl Origins for Port {
     fn detach(&mut self, template: Uuid) -> Result<Outcome, OriginError> {
         let gone = self.sim().effect(|sim| sim.origins.remove(&template).is_some());
         gone.map(Outcome::from).ok_or_else(|| OriginError::new("the process died"))
+    }
+
+    fn content(&mut self, template: Uuid) -> Result<Content, OriginError> {
+        let sim = self.sim();
+        if !sim.origins.contains_key(&template) {
+            return Err(OriginError::new("it is not open"));
+        }
+        let vdi = sim.records().and_then(|records| records.vdis.get(&template));
+        let content = vdi.and_then(crate::controller::location_of).and_then(|text| text.parse().ok());
+        let stored = 2 * super::CHUNK;
+        let local = content.and_then(|content: u8| sim.cached.get(&content)).copied().unwrap_or(stored);
+        Ok(Content { data: std::iter::once(0..stored).collect(), stored, local })
     }
 
     fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError> {

@@ -1,7 +1,7 @@
 //! Every operation from every point of death, and long random lives.
 
 use super::{Mutation, Rig, State};
-use crate::controller::{Controller, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiIntroduce};
+use crate::controller::{Controller, SrCreate, SrDestroy, VdiClone, VdiCreate, VdiIntroduce, Work};
 use crate::error::{ErrorKind, Result};
 
 const CHUNK: u64 = super::CHUNK;
@@ -26,6 +26,14 @@ enum Op {
     Attach(String),
     Detach(String),
     Destroy(String),
+    Flatten(String),
+    Localise(String),
+    Delocalise(String),
+}
+
+/// Work that nobody stops.
+fn to_the_end<T>(run: impl FnOnce(&mut Work<'_>) -> T) -> T {
+    run(&mut Work { progress: &mut |_, _| (), cancelled: &|| false })
 }
 
 impl Op {
@@ -46,6 +54,9 @@ impl Op {
             Self::Attach(vdi) => smctl.vdi_attach("sr", vdi, false).map(drop),
             Self::Detach(vdi) => smctl.vdi_detach("sr", vdi).map(drop),
             Self::Destroy(vdi) => smctl.vdi_destroy("sr", vdi).map(drop),
+            Self::Flatten(vdi) => to_the_end(|work| smctl.vdi_flatten("sr", vdi, work)).map(drop),
+            Self::Localise(vdi) => to_the_end(|work| smctl.vdi_localise("sr", vdi, work)).map(drop),
+            Self::Delocalise(vdi) => smctl.vdi_localise_undo("sr", vdi).map(drop),
         }
     }
 }
@@ -86,11 +97,26 @@ fn ops() -> Vec<Op> {
         Op::Destroy("b".into()),
         Op::Destroy("a1".into()),
         Op::Destroy("unused".into()),
+        Op::Flatten("a".into()),
+        Op::Flatten("a1".into()),
+        Op::Flatten("b".into()),
+        Op::Localise("t".into()),
+        Op::Localise("unused".into()),
     ]
 }
 
 fn detached(mut state: State) -> State {
     state.values_mut().for_each(|face| face.attached = false);
+    state
+}
+
+/// Before a localised template is forgotten, its copy goes.
+fn without_copy(mut state: State, op: &Op) -> State {
+    if let Op::Destroy(name) = op
+        && let Some(face) = state.get_mut(name)
+    {
+        face.local = false;
+    }
     state
 }
 
@@ -127,7 +153,8 @@ fn die_everywhere(op: &Op, prepare: &[Op], mutation: Mutation) -> std::result::R
             op.run(&mut whole.controller()).unwrap();
             let after = whole.sim.borrow().check().unwrap();
             let (before, after) = if reboot { (detached(before), detached(after)) } else { (before, after) };
-            if now != before && now != after {
+            let between = without_copy(before.clone(), op);
+            if now != before && now != after && now != between {
                 return Err(format!("{at}: neither before nor after: {now:?}"));
             }
         }
@@ -144,6 +171,21 @@ fn every_operation_converges_from_every_point_of_death() {
     let prepare = [Op::Detach("a".into())];
     let points = die_everywhere(&Op::Revert("a".into(), "a1".into()), &prepare, Mutation::None).unwrap();
     assert!(points >= 10, "a revert makes a device and drops one");
+    let localised = [Op::Localise("t".into()), Op::Localise("unused".into())];
+    for op in [
+        Op::Delocalise("t".into()),
+        Op::Delocalise("unused".into()),
+        Op::Destroy("unused".into()),
+        Op::Flatten("a".into()),
+        Op::Attach("b".into()),
+        Op::Detach("a".into()),
+    ] {
+        die_everywhere(&op, &localised, Mutation::None).unwrap();
+    }
+    let flattened = [Op::Flatten("a".into()), Op::Detach("a".into())];
+    for op in [Op::Revert("a".into(), "a1".into()), Op::Attach("a".into()), Op::Resize("a".into(), 4)] {
+        die_everywhere(&op, &flattened, Mutation::None).unwrap();
+    }
 }
 
 /// The tests of the test: each wrong order is noticed.
@@ -155,6 +197,9 @@ fn wrong_orders_are_noticed() {
     let early = die_everywhere(&clone, &[], Mutation::EarlyTransactionId).unwrap_err();
     assert!(early.contains("device ids"), "{early}");
     assert!(die_everywhere(&Op::Attach("b".into()), &[], Mutation::LostOrigin).is_err());
+    assert!(die_everywhere(&Op::Flatten("b".into()), &[], Mutation::LostSync).is_err());
+    let unheld = die_everywhere(&Op::Flatten("a".into()), &[], Mutation::Unheld).unwrap_err();
+    assert!(unheld.contains("while a guest writes"), "{unheld}");
 }
 
 #[test]
@@ -217,7 +262,18 @@ impl Random {
 /// What an operation does to what users can tell; `None` where it must be refused.
 fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State> {
     let mut next = state.clone();
-    let face = |template, size: u64, bytes| super::Face { template, size, attached: false, bytes };
+    let face = |template, size: u64, bytes| super::Face {
+        template,
+        size,
+        attached: false,
+        bytes,
+        dependent: false,
+        local: false,
+    };
+    let child = |from: &super::Face| super::Face {
+        dependent: from.template || from.dependent,
+        ..face(false, from.size, from.bytes.clone())
+    };
     match op {
         Op::Introduce(name, content) => {
             drop(next.insert(name.clone(), face(true, 2 * CHUNK, vec![*content; 2])));
@@ -225,11 +281,11 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
         Op::Create(name) => drop(next.insert(name.clone(), face(false, 4 * CHUNK, vec![0; 4]))),
         Op::Clone(from, name) => {
             let from = state.get(from)?;
-            next.insert(name.clone(), face(false, from.size, from.bytes.clone()));
+            next.insert(name.clone(), child(from));
         }
         Op::Snapshot(from, name) => {
             let from = state.get(from).filter(|face| !face.template)?;
-            next.insert(name.clone(), face(false, from.size, from.bytes.clone()));
+            next.insert(name.clone(), child(from));
         }
         Op::Revert(vdi, to) => {
             if !snapshots.contains(&(vdi.clone(), to.clone())) || state.get(vdi)?.attached {
@@ -237,7 +293,7 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
             }
             let to = state.get(to)?.clone();
             let face = next.get_mut(vdi)?;
-            (face.size, face.bytes) = (to.size, to.bytes);
+            (face.size, face.bytes, face.dependent) = (to.size, to.bytes, to.dependent);
         }
         Op::Resize(vdi, chunks) => {
             let snapshot = snapshots.iter().any(|(_, name)| name == vdi);
@@ -250,6 +306,9 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
         }
         Op::Attach(vdi) => next.get_mut(vdi)?.attached = true,
         Op::Detach(vdi) => next.get_mut(vdi)?.attached = false,
+        Op::Flatten(vdi) => next.get_mut(vdi).filter(|face| !face.template)?.dependent = false,
+        Op::Localise(vdi) => next.get_mut(vdi).filter(|face| face.template)?.local = true,
+        Op::Delocalise(vdi) => next.get_mut(vdi).filter(|face| face.template)?.local = false,
         Op::Destroy(vdi) => {
             if state.get(vdi)?.attached {
                 return None;
@@ -275,7 +334,7 @@ fn live(seed: u64, steps: u32) {
         };
         let name = format!("v{step}");
         let room = state.len() < 12;
-        let op = match random.below(12) {
+        let op = match random.below(15) {
             0 if room => Op::Introduce(name.clone(), random.below(200) as u8 + 1),
             1 if room => Op::Create(name.clone()),
             2 | 3 if room => Op::Clone(pick(&mut random), name.clone()),
@@ -291,6 +350,9 @@ fn live(seed: u64, steps: u32) {
             7 | 8 => Op::Attach(pick(&mut random)),
             9 => Op::Detach(pick(&mut random)),
             10 => Op::Destroy(pick(&mut random)),
+            11 => Op::Flatten(pick(&mut random)),
+            12 => Op::Localise(pick(&mut random)),
+            13 => Op::Delocalise(pick(&mut random)),
             _ => {
                 let vdi = pick(&mut random);
                 let writable = state.get(&vdi).is_some_and(|face| face.attached && !face.template)
@@ -305,7 +367,7 @@ fn live(seed: u64, steps: u32) {
         };
         let expected = model(&state, &op, &snapshots);
         if random.below(2) == 0 {
-            rig.sim.borrow_mut().fuel = Some(random.below(12) as u32);
+            rig.sim.borrow_mut().fuel = Some(random.below(16) as u32);
         }
         let result = op.run(&mut rig.controller());
         let died = rig.sim.borrow().dead;
@@ -330,7 +392,7 @@ fn live(seed: u64, steps: u32) {
         let right = match (&result, &expected) {
             // A template that VDIs show is refused too, which the model does not know.
             (Err(_), _) if !died => unchanged,
-            (Err(_), _) => unchanged || changed,
+            (Err(_), _) => unchanged || changed || fits(without_copy(state.clone(), &op)),
             (Ok(()), Some(_)) => changed,
             (Ok(()), None) => false,
         };
@@ -378,6 +440,17 @@ fn a_map_composes_the_disk_and_its_template() {
         assert_eq!(vdi, smctl.vdi_info("sr", &vdi.name).unwrap());
     }
     assert_eq!(smctl.sr_info("sr").unwrap().physical_allocation, Some(2 * CHUNK));
+    let shown = |smctl: &mut Controller, vdi: &str| {
+        let info = smctl.vdi_info("sr", vdi).unwrap();
+        info.from_template.zip(info.from_template_percent)
+    };
+    assert_eq!(shown(&mut smctl, "b"), Some((2 * CHUNK, 100)));
+    assert_eq!(shown(&mut smctl, "t"), None, "a template shows none");
+    rig.sim.borrow_mut().write("b", 0, 5);
+    assert_eq!(shown(&mut smctl, "b"), Some((CHUNK, 50)));
+    Op::Flatten("b".into()).run(&mut smctl).unwrap();
+    assert_eq!(shown(&mut smctl, "b"), None);
+    assert_eq!(physical(&mut smctl, "b"), Some(2 * CHUNK));
 }
 
 #[test]
@@ -427,4 +500,63 @@ fn a_reader_that_dies_leaves_no_metadata_snapshot() {
         }
         rig.sim.borrow().check().unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
     }
+}
+
+#[test]
+fn what_is_not_all_in_the_cache_is_not_localised() {
+    let rig = furnished();
+    rig.sim.borrow_mut().cached.insert(7, CHUNK);
+    let refused = Op::Localise("t".into()).run(&mut rig.controller()).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Refused);
+    assert!(refused.message.starts_with("50 % of template 't'"), "{refused}");
+    assert!(!rig.sim.borrow().check().unwrap()["t"].local);
+}
+
+#[test]
+fn a_localised_template_needs_no_server_and_an_independent_disk_no_template() {
+    let rig = furnished();
+    let mut smctl = rig.controller();
+    let before = rig.sim.borrow().check().unwrap();
+    Op::Localise("t".into()).run(&mut smctl).unwrap();
+    rig.sim.borrow_mut().server = false;
+    for op in [Op::Detach("a".into()), Op::Attach("a".into()), Op::Attach("b".into()), Op::Attach("t".into())]
+    {
+        op.run(&mut smctl).unwrap();
+    }
+    let now = rig.sim.borrow().check().unwrap();
+    assert!(rig.sim.borrow().origins.is_empty());
+    for name in ["a", "b", "t"] {
+        assert_eq!(now[name].bytes, before[name].bytes, "{name}");
+    }
+    // Nothing changes where the way back is closed.
+    assert!(Op::Delocalise("t".into()).run(&mut smctl).is_err());
+    assert_eq!(rig.sim.borrow().check().unwrap(), now);
+    for name in ["a", "b", "a1"] {
+        Op::Flatten(name.into()).run(&mut smctl).unwrap();
+    }
+    Op::Detach("t".into()).run(&mut smctl).unwrap();
+    Op::Destroy("t".into()).run(&mut smctl).unwrap();
+    let now = rig.sim.borrow().check().unwrap();
+    for name in ["a", "b", "a1"] {
+        assert_eq!(now[name].bytes, before[name].bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_flattening_that_is_stopped_goes_on_later() {
+    let rig = furnished();
+    let stop = |smctl: &mut Controller| {
+        smctl.vdi_flatten("sr", "b", &mut Work { progress: &mut |_, _| (), cancelled: &|| true })
+    };
+    let before = rig.sim.borrow().check().unwrap();
+    // It is asked whether to stop after what is written at once, which here is all there is.
+    let mut smctl = rig.controller();
+    match stop(&mut smctl) {
+        Ok(_) => {}
+        Err(e) => assert_eq!(e.kind, ErrorKind::Cancelled),
+    }
+    Op::Flatten("b".into()).run(&mut smctl).unwrap();
+    let now = rig.sim.borrow().check().unwrap();
+    assert_eq!(now["b"].bytes, before["b"].bytes);
+    assert!(!now["b"].dependent);
 }
