@@ -4,9 +4,12 @@ mod common;
 
 use common::{Dir, Server, THINORIGIN, assert_same_bytes, has, run, text};
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 const TOOLS: [&str; 4] = ["openssl", "nbdcopy", "nbdinfo", "qemu-img"];
 
@@ -98,6 +101,66 @@ fn nothing_is_said_in_the_clear() {
         |certificates: &Path| format!("nbds://localhost:{port}/?tls-certificates={}", text(certificates));
     assert!(!copy(&tcp(&strangers(&dir)), &dir).status.success());
     assert!(copy(&tcp(&tls), &dir).status.success());
+    assert!(copy(&uri(&server, text(&tls)), &dir).status.success(), "the server goes on");
+    server.terminate();
+}
+
+/// What a server that wants encryption says to `sent`, in the clear, until it closes.
+fn in_the_clear(server: &Server, sent: &[u8]) -> Vec<u8> {
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut answer = vec![0; 18];
+    stream.read_exact(&mut answer).unwrap();
+    // It may have closed before all was sent.
+    let _ = stream.write_all(sent);
+    let _ = stream.shutdown(Shutdown::Write);
+    answer.clear();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn what_comes_behind_the_wish_to_encrypt_is_not_listened_to() {
+    if !has("what_comes_behind_the_wish_to_encrypt_is_not_listened_to", &["openssl", "nbdcopy"]) {
+        return;
+    }
+    let (dir, disk, tls) = lab();
+    let arguments = ["--no-cache", "--tls-certificates", text(&tls), text(&disk)];
+    let server = Server::start(&dir, &arguments);
+    let option = |number: u32, data: &[u8]| {
+        let length = data.len() as u32;
+        [&b"IHAVEOPT"[..], &number.to_be_bytes(), &length.to_be_bytes(), data].concat()
+    };
+    let flags = 3_u32.to_be_bytes();
+    let reply = |number: u32, kind: u32| {
+        let head = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+        [&head[..], &number.to_be_bytes(), &kind.to_be_bytes(), &[0; 4]].concat()
+    };
+    const TLS_REQUIRED: u32 = 0x8000_0005;
+    let (list, starttls, abort) = (3, 5, 2);
+    // Everything else is answered with one error, in step.
+    let said = in_the_clear(
+        &server,
+        &[&flags[..], &option(list, b""), &option(77, b"x"), &option(abort, b"")].concat(),
+    );
+    assert_eq!(said, [reply(list, TLS_REQUIRED), reply(77, TLS_REQUIRED), reply(abort, 1)].concat());
+    // NBD_OPT_EXPORT_NAME has no error but the end.
+    assert_eq!(in_the_clear(&server, &[&flags[..], &option(1, b"")].concat()), b"");
+    // CVE-2021-3716: what an attacker puts in behind STARTTLS must not be taken for what the client says encrypted.
+    let said = in_the_clear(&server, &[&flags[..], &option(starttls, b""), &option(list, b"")].concat());
+    assert!(said.is_empty() || said == reply(starttls, 1), "{said:?}");
+    // Neither is it a client's to say something else than TLS.
+    let mut stream = UnixStream::connect(&server.socket).unwrap();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    stream.write_all(&[&flags[..], &option(starttls, b"")].concat()).unwrap();
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..], reply(starttls, 1));
+    stream.write_all(&option(list, b"")).unwrap();
+    let mut rest = Vec::new();
+    // It may say in TLS that this is none.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!rest.windows(4).any(|bytes| bytes == b"disk"), "{rest:?}");
     assert!(copy(&uri(&server, text(&tls)), &dir).status.success(), "the server goes on");
     server.terminate();
 }
