@@ -11,10 +11,16 @@ use std::time::Duration;
 
 /// The status and body of a request on the control socket of `dir`.
 fn ask(dir: &Dir, method: &str, resource: &str, body: Option<&Value>) -> (u16, String) {
+    let body = body.map(Value::to_string);
+    send(dir, method, resource, body.as_deref().map(|body| ("application/json", body)))
+}
+
+/// The same, with a body of any kind: its type, and what it is.
+fn send(dir: &Dir, method: &str, resource: &str, body: Option<(&str, &str)>) -> (u16, String) {
     let mut command = Command::new("curl");
     command.args(["--silent", "--unix-socket", text(&dir.join("admin.sock")), "--request", method]);
-    if let Some(body) = body {
-        command.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
+    if let Some((kind, body)) = body {
+        command.args(["--header", &format!("content-type: {kind}"), "--data-binary", body]);
     }
     let url = format!("http://thinorigin{resource}");
     let output = command.args(["--write-out", "\n%{http_code}", &url]).output().unwrap();
@@ -126,6 +132,26 @@ fn every_resource_is_as_its_document_says() {
         }
     }
     assert!(asked >= 9, "{asked} requests");
+    // So are the answers to what makes no sense.
+    let spec = two.to_string();
+    for (method, resource, kind, body, status) in [
+        ("POST", "/v1/exports", "application/json", "{", 400),
+        ("POST", "/v1/exports", "application/json", "{\"location\": 1}", 422),
+        ("POST", "/v1/exports", "text/plain", &spec, 415),
+        ("POST", "/v1/attachments", "application/json", "[]", 422),
+        ("POST", "/v1/attachments", "application/json", "nothing", 400),
+        ("POST", "/v1/attachments", "text/plain", &spec, 415),
+        ("DELETE", "/v1/exports", "text/plain", "", 400),
+        ("DELETE", "/v1/attachments?kay=x", "text/plain", "", 400),
+        ("GET", "/v1/attachments?progress=perhaps", "text/plain", "", 400),
+    ] {
+        let what = format!("{method} {resource} {body}");
+        let (answered, answer) = send(&dir, method, resource, Some((kind, body)));
+        assert_eq!(answered, status, "{what}: {answer}");
+        let path = resource.split('?').next().unwrap();
+        let described = &document["paths"][path][method.to_lowercase()]["responses"][status.to_string()];
+        assert!(described["content"]["text/plain"].is_object(), "{what}: {status} is not described");
+    }
     // What the document does not have is not there.
     assert_eq!(ask(&dir, "GET", "/v1/nothing", None).0, 404);
     assert_eq!(ask(&dir, "PUT", "/v1/exports", None).0, 405);
