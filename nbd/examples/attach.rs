@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use thinorigin_nbd::kernel::{self, Connect, Device};
-use thinorigin_nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments, serve_transmission};
+use thinorigin_nbd::{
+    Errno, Export, ExportInfo, Extent, ExtentFlags, Link, Segment, Segments, serve_transmission,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Every eight bytes are their own offset; not a whole number of sectors.
@@ -45,7 +47,8 @@ fn serve() -> io::Result<[UnixStream; 2]> {
         own.set_nonblocking(true)?;
         let own = tokio::net::UnixStream::from_std(own)?;
         tokio::spawn(async move {
-            let result = serve_transmission(own, Arc::new(Numbers), CancellationToken::new()).await;
+            let result =
+                serve_transmission(Link::new(own), Arc::new(Numbers), CancellationToken::new()).await;
             eprintln!("a socket ended: {result:?}");
         });
         Ok::<_, io::Error>(kernel)

@@ -1,11 +1,7 @@
 //! The server: listeners in, connections out.
 
-use crate::connection::{Connection, Shared, Stream, negotiate};
-use crate::session::Session;
-use crate::validate::Terms;
-use crate::wire::consts::{Contexts, Headers};
-use crate::{Export, Exports, Padded, Tls};
-use bytes::BytesMut;
+use crate::connection::{Connection, End, Shared, Stream, negotiate};
+use crate::{Exports, Tls};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -187,20 +183,9 @@ impl<X: Exports> Server<X> {
         let Some(negotiated) = shutdown.run_until_cancelled(negotiation).await else { return Ok(()) };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the negotiation took too long");
         let Some((stream, session, export, input)) = negotiated.map_err(late)?? else { return Ok(()) };
-        Connection::new(stream, input, session, export, Arc::clone(&self.shared)).run(shutdown).await
+        let connection = Connection::new(stream, input, session, export, Arc::clone(&self.shared));
+        let (End::Left(mut stream) | End::Drained(mut stream, _)) = connection.run(shutdown).await?;
+        stream.close().await;
+        Ok(())
     }
-}
-
-/// Serves a client that negotiates nothing and uses simple replies: the Linux kernel, at the other end of a socket pair.
-/// It sees the export [`Padded`] to whole sectors, and has [`Limits`] of its own. Ends when the kernel disconnects, or when
-/// `shutdown` is cancelled and what is under way has been answered.
-pub async fn serve_transmission<E: Export>(
-    stream: impl Into<Stream>,
-    export: Arc<E>,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let export = Arc::new(Padded::new(export));
-    let terms = Terms { size: export.info().size, headers: Headers::Simple, contexts: Contexts::empty() };
-    let shared = Arc::new(Shared::new(Limits::default()));
-    Connection::new(stream.into(), BytesMut::new(), Session::new(terms), export, shared).run(shutdown).await
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use thinorigin_nbd::wire::consts::CommandFlags;
 use thinorigin_nbd::wire::{Command, Cookie, Request};
 use thinorigin_nbd::{
-    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Limits, Listener, Segment, Segments, Server,
-    serve_transmission,
+    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Limits, Link, Listener, Segment, Segments,
+    Server, serve_transmission,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -89,13 +89,13 @@ fn request(command: Command, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
 /// A client in transmission with simple replies, and the task that serves it.
 struct Client {
     socket: UnixStream,
-    served: tokio::task::JoinHandle<std::io::Result<()>>,
+    served: tokio::task::JoinHandle<std::io::Result<Option<Link>>>,
 }
 
 impl Client {
     fn new(export: &Arc<Trouble>, stop: &CancellationToken) -> Self {
         let (socket, own) = UnixStream::pair().unwrap();
-        let served = tokio::spawn(serve_transmission(own, Arc::clone(export), stop.clone()));
+        let served = tokio::spawn(serve_transmission(Link::new(own), Arc::clone(export), stop.clone()));
         Self { socket, served }
     }
 
@@ -121,7 +121,7 @@ impl Client {
         let mut rest = Vec::new();
         timeout(Duration::from_secs(10), self.socket.read_to_end(&mut rest)).await.expect("no end").unwrap();
         assert!(rest.is_empty());
-        self.served.await.unwrap()
+        self.served.await.unwrap().map(|link| assert!(link.is_none(), "a link without a client"))
     }
 }
 
@@ -193,11 +193,49 @@ async fn a_drain_answers_what_is_under_way_and_takes_no_more() {
     client.send(Command::Read, 2, 0, 512).await;
     export.go_on.notify_one();
     assert_eq!(client.reply(512).await, (0, 1, vec![0; 512]));
+    drop(client.served.await.unwrap().unwrap());
     let mut rest = Vec::new();
     // Closing with a request unread resets the connection.
     let _ = client.socket.read_to_end(&mut rest).await;
     assert!(rest.is_empty(), "a request after the stop is answered");
-    client.served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_drained_link_is_gone_on_with_where_it_was_left() {
+    let export = Arc::new(Trouble::default());
+    let stop = CancellationToken::new();
+    let mut client = Client::new(&export, &stop);
+    let halved = request(Command::Read, 2, 0, 512);
+    client.send(Command::Read, 1, SLOW, 512).await;
+    client.socket.write_all(&halved[..13]).await.unwrap();
+    until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    stop.cancel();
+    export.go_on.notify_one();
+    assert_eq!(client.reply(512).await, (0, 1, vec![0; 512]));
+    let link = client.served.await.unwrap().unwrap().expect("the client is there still");
+    assert_eq!(link.received(), &halved[..13]);
+    assert!(link.is_open());
+    // Nobody serves it, and the client goes on all the same.
+    client.socket.write_all(&halved[13..]).await.unwrap();
+    client.socket.write_all(&request(Command::Read, 3, 0, 1)).await.unwrap();
+    let stop = CancellationToken::new();
+    client.served = tokio::spawn(serve_transmission(link, Arc::clone(&export), stop.clone()));
+    assert_eq!(client.reply(512).await, (0, 2, vec![1; 512]));
+    assert_eq!(client.reply(1).await, (0, 3, vec![1; 1]));
+    stop.cancel();
+    let link = client.served.await.unwrap().unwrap().expect("the client is there still");
+    drop(client.socket);
+    assert!(!link.is_open());
+}
+
+#[tokio::test]
+async fn a_link_in_the_middle_of_a_payload_is_not_given_back() {
+    let stop = CancellationToken::new();
+    let mut client = Client::new(&Arc::default(), &stop);
+    client.send(Command::Write, 1, 0, 512).await;
+    assert_eq!(client.reply(0).await, (1, 1, vec![]));
+    stop.cancel();
+    assert!(client.served.await.unwrap().unwrap().is_none());
 }
 
 #[tokio::test]

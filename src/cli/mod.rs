@@ -11,6 +11,7 @@ pub(crate) mod map;
 mod read;
 mod reading;
 mod serve;
+mod sockets;
 
 use crate::error::{Error, Result};
 use crate::output;

@@ -2,24 +2,20 @@
 
 use super::args::Serve;
 use super::reading;
+use super::sockets::Sockets;
 use crate::daemon::admin::{self, Control};
 use crate::daemon::spec::read_config;
-use crate::daemon::{Attachments, Common, ExportSpec, Registry, admin_path, record, watchdog};
+use crate::daemon::{Attachments, Common, ExportSpec, Registry, handover, record, watchdog};
 use crate::error::{Error, Result};
 use crate::prefetch::Wishes;
 use crate::privileges::{Owner, become_user};
-use nbd::{Limits, Listener, Server, Tls};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use nbd::{Limits, Server, Tls};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-/// Where clients find the server unless told otherwise.
-const SOCKET: &str = "/run/thinorigin/nbd.sock";
 
 /// Serves until SIGTERM or SIGINT, then answers what is under way and ends.
 pub(super) async fn run(args: Serve) -> Result<()> {
@@ -67,7 +63,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     }
     if let Some((listener, path)) = sockets.admin {
         let attachments = Attachments::open(record::directory(&path), options, wishes, args.patience)?;
-        attachments.adopt().await;
+        attachments.adopt(sockets.links).await;
         tokio::spawn(watchdog::watch(registry.clone(), Some(attachments.clone())));
         let rescuing = attachments.clone();
         tokio::spawn(async move { rescuing.keep_rescuing().await });
@@ -84,6 +80,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
             served
         });
     } else {
+        sockets.links.iter().for_each(handover::refuse);
         tokio::spawn(watchdog::watch(registry.clone(), None));
     }
     tokio::spawn(crate::memory::give_back());
@@ -202,140 +199,4 @@ fn named<'a, 'b>(
         };
         Error::usage(format!("{option} {argument}: {what}"))
     })
-}
-
-/// What the server listens on.
-#[derive(Default)]
-struct Sockets {
-    nbd: Vec<(Listener, String)>,
-    admin: Option<(UnixListener, PathBuf)>,
-    files: SocketFiles,
-}
-
-/// Socket files of ours; removed when this is dropped, so that a server that does not start leaves none either.
-#[derive(Default)]
-struct SocketFiles(Vec<(PathBuf, u64)>);
-
-impl SocketFiles {
-    /// Adds the socket just bound at `path`.
-    fn add(&mut self, path: PathBuf) {
-        let inode = std::fs::symlink_metadata(&path).map_or(0, |file| file.ino());
-        self.0.push((path, inode));
-    }
-}
-
-impl Drop for SocketFiles {
-    fn drop(&mut self) {
-        for (path, inode) in &self.0 {
-            // Another server may have put its own socket there since this one stopped listening.
-            if std::fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode) {
-                // A path that somebody else removed already is as good as removed.
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
-}
-
-impl Sockets {
-    async fn bind(args: &Serve) -> Result<Self> {
-        let mut sockets = Sockets::default();
-        sockets.inherit()?;
-        if let Some(address) = &args.admin {
-            let path = admin_path(address)?;
-            sockets.admin = Some((bind_unix(&path).await?, path.clone()));
-            sockets.files.add(path);
-        }
-        let owner = args.unix_owner.as_deref().map(Owner::parse).transpose()?;
-        for path in &args.unix {
-            sockets.add_unix(path, args.unix_mode, owner).await?;
-        }
-        for address in &args.tcp {
-            let listener = bind_tcp(address, args.insecure_tcp || args.tls_certificates.is_some()).await?;
-            let local = listener.local_addr().map_or_else(|_| address.clone(), |local| local.to_string());
-            sockets.nbd.push((Listener::Tcp(listener), format!("tcp {local}")));
-        }
-        let none = args.exports.is_empty() && args.config.is_none();
-        if sockets.nbd.is_empty() && !(none && sockets.admin.is_some()) {
-            sockets.add_unix(Path::new(SOCKET), args.unix_mode, owner).await?;
-        }
-        Ok(sockets)
-    }
-
-    async fn add_unix(&mut self, path: &Path, mode: Option<u32>, owner: Option<Owner>) -> Result<()> {
-        let listener = bind_unix(path).await?;
-        self.files.add(path.to_owned());
-        let failed = |error: std::io::Error| Error::io("cannot be given away", path.display(), &error);
-        if let Some(owner) = owner {
-            std::os::unix::fs::lchown(path, owner.user, owner.group).map_err(failed)?;
-        }
-        // Nobody but its owner could connect until here.
-        if let Some(mode) = mode {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-        }
-        self.nbd.push((Listener::Unix(listener), format!("unix {}", path.display())));
-        Ok(())
-    }
-
-    /// Takes over sockets passed by systemd (`LISTEN_FDS`).
-    fn inherit(&mut self) -> Result<()> {
-        let mut passed = listenfd::ListenFd::from_env();
-        let fail =
-            |error: std::io::Error| Error::failed(format!("cannot use a socket that was passed: {error}"));
-        for index in 0..passed.len() {
-            let listener = match passed.take_unix_listener(index) {
-                Ok(Some(listener)) => {
-                    listener.set_nonblocking(true).map_err(fail)?;
-                    Listener::Unix(UnixListener::from_std(listener).map_err(fail)?)
-                }
-                Ok(None) => continue,
-                Err(_) => {
-                    let Some(listener) = passed.take_tcp_listener(index).map_err(fail)? else { continue };
-                    listener.set_nonblocking(true).map_err(fail)?;
-                    Listener::Tcp(TcpListener::from_std(listener).map_err(fail)?)
-                }
-            };
-            self.nbd.push((listener, format!("passed socket {index}")));
-        }
-        Ok(())
-    }
-}
-
-/// Binds a unix socket that only its owner may use. A socket file that nobody listens on any more is replaced.
-async fn bind_unix(path: &Path) -> Result<UnixListener> {
-    if let Some(directory) = path.parent().filter(|directory| directory.starts_with("/run/thinorigin")) {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| Error::io("cannot make the directory", directory.display(), &error))?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(existing) if !existing.file_type().is_socket() => {
-            return Err(Error::failed(format!(
-                "{}: cannot listen: it exists and is not a socket",
-                path.display()
-            )));
-        }
-        Ok(_) if tokio::net::UnixStream::connect(path).await.is_ok() => {
-            return Err(Error::refused(format!("{}: cannot listen: another server uses it", path.display())));
-        }
-        Ok(_) => std::fs::remove_file(path)
-            .map_err(|error| Error::io("cannot replace a stale socket", path.display(), &error))?,
-        Err(_) => {}
-    }
-    // The mask is process-wide, but nothing else makes files while sockets are bound.
-    let mask = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(mask);
-    bound.map_err(|error| Error::io("cannot listen", path.display(), &error))
-}
-
-async fn bind_tcp(address: &str, insecure: bool) -> Result<TcpListener> {
-    let resolved: Vec<_> = tokio::net::lookup_host(address)
-        .await
-        .map_err(|error| Error::usage(format!("{address:?} is not ADDR:PORT: {error}")))?
-        .collect();
-    if !insecure && resolved.iter().any(|address| !address.ip().is_loopback()) {
-        return Err(Error::usage(format!(
-            "{address}: anybody on the network could read what is served there; --tls-certificates encrypts it, --insecure-tcp allows it"
-        )));
-    }
-    TcpListener::bind(resolved.as_slice()).await.map_err(|error| Error::io("cannot listen", address, &error))
 }

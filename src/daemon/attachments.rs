@@ -2,16 +2,19 @@
 //!
 //! Each device has a few socket pairs: the kernel gets one end of each, this process answers on the other. The
 //! device belongs to the kernel and outlives this process: when it ends, or dies, reads wait in the kernel for
-//! [`DEAD_TIMEOUT`] for a server that takes over with [`Attachments::adopt`].
+//! [`DEAD_TIMEOUT`] for a server that takes over with [`Attachments::adopt`]. Where a service manager keeps the sockets
+//! meanwhile, the kernel does not even notice ([`handover`]).
 
 use super::api::{AttachRequest, Attached, Content};
 use super::content;
+use super::handover;
 use super::record::{Record, Records};
 use super::takeover::Stranded;
 use crate::error::{Error, Result};
 use crate::export::{ImageExport, READ_DEADLINE};
 use crate::image::{Gate, Image, OpenOptions};
 use crate::prefetch::Wishes;
+use nbd::Link;
 use nbd::kernel::{self, Connect, Device};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -45,6 +48,8 @@ pub(crate) struct Attachments {
     live: Mutex<HashMap<String, Live>>,
     /// Devices of an earlier server whose image cannot be opened at the moment, by key. Reads of them wait.
     stranded: Mutex<HashMap<String, Stranded>>,
+    /// Sockets that an earlier server left between two replies, and that none of this one answers yet, by device.
+    left: Mutex<HashMap<u32, Vec<Link>>>,
     /// Serialises what changes the set of devices; `live` itself is only ever locked for a moment.
     pub(super) changing: tokio::sync::Mutex<()>,
     pub(super) usage: watch::Sender<Usage>,
@@ -78,8 +83,47 @@ pub(super) struct Live {
 #[derive(Debug)]
 pub(super) struct Serving {
     export: Arc<ImageExport>,
+    pub(super) patience: Option<Duration>,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    /// One for each socket. It gives its socket back when `stop` is cancelled, unless that ended before.
+    tasks: JoinSet<Option<Link>>,
+}
+
+impl Serving {
+    /// How many of its sockets have ended.
+    pub(super) fn lost(&mut self) -> usize {
+        while self.tasks.try_join_next().is_some() {}
+        SOCKETS.saturating_sub(self.tasks.len())
+    }
+
+    /// Serves new sockets in place of those that have ended; returns the kernel's ends.
+    pub(super) fn replace_lost(&mut self) -> Result<Vec<UnixStream>> {
+        let mut kernel_ends = Vec::new();
+        for _ in 0..self.lost() {
+            let (kernel_end, link) =
+                pair().map_err(|error| Error::failed(format!("cannot make a socket pair: {error}")))?;
+            kernel_ends.push(kernel_end);
+            self.answer(link);
+        }
+        Ok(kernel_ends)
+    }
+
+    fn answer(&mut self, link: Link) {
+        let (export, stop) = (self.export.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            nbd::serve_transmission(link, export, stop).await.unwrap_or_else(|error| {
+                tracing::error!("a kernel connection failed: {error}");
+                None
+            })
+        });
+    }
+}
+
+/// A new socket pair: the kernel's end and ours.
+fn pair() -> std::io::Result<(UnixStream, Link)> {
+    let (kernel_end, own_end) = UnixStream::pair()?;
+    own_end.set_nonblocking(true)?;
+    Ok((kernel_end, Link::new(tokio::net::UnixStream::from_std(own_end)?)))
 }
 
 impl Attachments {
@@ -98,6 +142,7 @@ impl Attachments {
             patience,
             live: Mutex::default(),
             stranded: Mutex::default(),
+            left: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             usage: watch::Sender::default(),
         }))
@@ -157,7 +202,7 @@ impl Attachments {
             return self.serve_again(stranded, &image).await;
         }
         let patience = self.patience(&request)?;
-        let (kernel_ends, serving) = self.serve(&image, patience)?;
+        let (kernel_ends, serving) = self.serve(&image, patience, Vec::new())?;
         let connect = Connect {
             index: request.index,
             size: device_size(&image),
@@ -201,6 +246,7 @@ impl Attachments {
         blocking(move || Device::open(index).disconnect_unused()).await?;
         let live = self.live().remove(key);
         self.stranded().remove(key);
+        self.left().remove(&index);
         self.usage.send_modify(|usage| usage.uses -= 1);
         self.records.remove(index);
         if let Some(Live { mut serving, .. }) = live {
@@ -211,18 +257,34 @@ impl Attachments {
         Ok(Some(attached))
     }
 
-    /// Answers what is under way and stops reading requests. The devices stay for a server that takes over.
+    /// Answers what is under way and stops reading requests. The devices stay for a server that takes over, with their
+    /// sockets if a service manager keeps those for it.
     pub(crate) async fn drain(&self) {
         let _changing = self.changing.lock().await;
-        let drained: Vec<_> = self.live().drain().collect();
-        for (_, Live { attached, mut serving }) in drained {
+        let drained: Vec<_> = self.live().drain().map(|(_, live)| live).collect();
+        // All at once: each may take as long as a read does.
+        drained.iter().for_each(|live| live.serving.stop.cancel());
+        let devices = drained.len();
+        let mut links: Vec<(u32, Link)> = Vec::new();
+        for Live { attached, mut serving } in drained {
+            while let Some(ended) = serving.tasks.join_next().await {
+                links.extend(ended.ok().flatten().map(|link| (attached.index, link)));
+            }
+        }
+        // Those that were waiting for their images are as they were found.
+        let waiting: Vec<_> = self.left().drain().collect();
+        links.extend(
+            waiting.into_iter().flat_map(|(index, left)| left.into_iter().map(move |link| (index, link))),
+        );
+        let left = handover::leave(self.records.directory(), &links).unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            0
+        });
+        if devices > 0 {
             tracing::warn!(
-                "{}: left without a server; reads wait {} s for one that takes over",
-                attached.device,
+                "{devices} devices are left without a server, {left} of their sockets with the service manager; reads wait {} s for a server that takes over",
                 DEAD_TIMEOUT.as_secs()
             );
-            serving.stop.cancel();
-            while serving.tasks.join_next().await.is_some() {}
         }
     }
 
@@ -284,37 +346,29 @@ impl Attachments {
         }
     }
 
-    /// Serves `image` on new socket pairs; returns the kernel's ends.
+    /// Serves `image` on `links`, and on new socket pairs where those are too few; returns the kernel's ends of the new.
     pub(super) fn serve(
         &self,
         image: &Arc<Image>,
         patience: Option<Duration>,
+        links: Vec<Link>,
     ) -> Result<(Vec<UnixStream>, Serving)> {
-        let fail = |error: std::io::Error| Error::failed(format!("cannot make a socket pair: {error}"));
         let export = ImageExport::new(image.location().to_string(), image.clone())
             .with_background(self.wishes.clone(), self.options.sources.clone())
             .with_patience(patience);
-        let export = Arc::new(export);
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let mut kernel_ends = Vec::new();
-        for _ in 0..SOCKETS {
-            let (kernel_end, own_end) = UnixStream::pair().map_err(fail)?;
-            own_end.set_nonblocking(true).map_err(fail)?;
-            let own_end = tokio::net::UnixStream::from_std(own_end).map_err(fail)?;
-            kernel_ends.push(kernel_end);
-            let (export, stop) = (export.clone(), stop.clone());
-            tasks.spawn(async move {
-                if let Err(error) = nbd::serve_transmission(own_end, export, stop).await {
-                    tracing::error!("a kernel connection failed: {error}");
-                }
-            });
-        }
-        Ok((kernel_ends, Serving { export, stop, tasks }))
+        let (export, stop) = (Arc::new(export), CancellationToken::new());
+        let mut serving = Serving { export, patience, stop, tasks: JoinSet::new() };
+        links.into_iter().filter(Link::is_open).for_each(|link| serving.answer(link));
+        let kernel_ends = serving.replace_lost()?;
+        Ok((kernel_ends, serving))
     }
 
     pub(super) fn stranded(&self) -> MutexGuard<'_, HashMap<String, Stranded>> {
         self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn left(&self) -> MutexGuard<'_, HashMap<u32, Vec<Link>>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn live(&self) -> MutexGuard<'_, HashMap<String, Live>> {
@@ -367,5 +421,19 @@ pub(super) async fn blocking<T: Send + 'static>(
         Ok(Err(error)) if error.is_busy() => Err(Error::refused(error.to_string())),
         Ok(Err(error)) => Err(Error::failed(error.to_string())),
         Err(_) => Err(Error::failed("a kernel call ended before its time")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_waits_longer_than_any_read() {
+        let patiences = [1, 24, 25, 26, 120, MOST_PATIENCE].map(|seconds| Some(Duration::from_secs(seconds)));
+        for patience in [&[None][..], &patiences].concat() {
+            let longest = patience.unwrap_or(READ_DEADLINE);
+            assert!(timers(patience).request_timeout >= longest + MARGIN, "{patience:?}");
+        }
     }
 }

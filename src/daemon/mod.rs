@@ -10,6 +10,7 @@ mod attachments;
 mod client;
 mod content;
 mod exports;
+pub(crate) mod handover;
 mod metrics;
 pub(crate) mod record;
 pub(crate) mod spawn;

@@ -55,14 +55,12 @@ impl Records {
 
     /// Writes `record`, whole or not at all.
     pub(super) fn save(&self, record: &Record) -> Result<()> {
-        let path = self.path(record.index);
-        let fail = |error: std::io::Error| Error::io("cannot write a record", path.display(), &error);
-        let temporary = path.with_extension("tmp");
-        let text = serde_json::to_vec(record)
-            .map_err(|error| Error::failed(format!("cannot write a record: {error}")))?;
-        let mut file = std::fs::File::create(&temporary).map_err(fail)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(fail)?;
-        std::fs::rename(&temporary, &path).map_err(fail)
+        write_whole(&self.path(record.index), record)
+    }
+
+    /// Where they are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.dir
     }
 
     /// Removes the record of device `index`, if there is one.
@@ -79,6 +77,17 @@ impl Records {
     fn path(&self, index: u32) -> PathBuf {
         self.dir.join(format!("nbd{index}.json"))
     }
+}
+
+/// Writes `value` to `path` as JSON, whole or not at all.
+pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> Result<()> {
+    let fail = |error: std::io::Error| Error::io("cannot write a record", path.display(), &error);
+    let temporary = path.with_extension("tmp");
+    let text = serde_json::to_vec(value)
+        .map_err(|error| Error::failed(format!("cannot write a record: {error}")))?;
+    let mut file = std::fs::File::create(&temporary).map_err(fail)?;
+    file.write_all(&text).and_then(|()| file.sync_all()).map_err(fail)?;
+    std::fs::rename(&temporary, path).map_err(fail)
 }
 
 fn read(path: &Path) -> Option<Record> {

@@ -77,6 +77,8 @@ fn start(address: &str, options: &[OsString], log: &Path) -> Result<Child> {
         .args(["serve", "--while-attached", "--admin", address])
         .args(options)
         .current_dir("/")
+        // A service manager of the starter's has nothing to do with it.
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr)

@@ -1,13 +1,16 @@
-//! Devices that an earlier server left behind: found, served again, or let go.
+//! Devices that an earlier server left behind: found, served again, or let go. And devices of this one whose sockets
+//! ended.
 
 use super::api::Attached;
 use super::attachments::{Attachments, BACKEND, Live, backend, blocking, describe, timers};
+use super::handover;
 use super::record::Record;
 use crate::error::Result;
 use crate::image::Image;
 use backends::Location;
 use futures_util::{StreamExt, stream};
 use nbd::kernel::{self, Connect, Device};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +25,12 @@ pub(super) struct Stranded {
 }
 
 impl Attachments {
-    /// Finds the devices that an earlier server left behind, and lets go of those that no record explains. Waits for
-    /// no image: [`keep_rescuing`](Self::keep_rescuing) serves them again.
-    pub(crate) async fn adopt(&self) {
+    /// Finds the devices that an earlier server left behind, and those of the sockets `passed` by the service manager that
+    /// it left for them; lets go of what no record explains. Waits for no image:
+    /// [`keep_rescuing`](Self::keep_rescuing) serves them again.
+    pub(crate) async fn adopt(&self, passed: Vec<OwnedFd>) {
         let _changing = self.changing.lock().await;
+        let mut left = handover::take(self.records.directory(), passed);
         let mut devices = match blocking(|| kernel::devices("")).await {
             Ok(devices) => devices,
             Err(error) => {
@@ -39,6 +44,9 @@ impl Attachments {
                 continue;
             };
             let device = devices.swap_remove(position);
+            if let Some(links) = left.remove(&record.index) {
+                self.left().insert(record.index, links);
+            }
             self.stranded().insert(record.request.key.clone(), Stranded { record, device });
             self.usage.send_modify(|usage| usage.uses += 1);
         }
@@ -53,7 +61,8 @@ impl Attachments {
         }
     }
 
-    /// Serves the stranded devices again, as soon as their images can be opened; tries every [`RESCUE`]. Never ends.
+    /// Serves the stranded devices again, as soon as their images can be opened, and gives devices new sockets for those
+    /// that ended; tries every [`RESCUE`]. Never ends.
     pub(crate) async fn keep_rescuing(&self) {
         loop {
             let stranded: Vec<_> = self.stranded().values().cloned().collect();
@@ -64,6 +73,7 @@ impl Attachments {
                 }
             });
             stream::iter(rescues).buffer_unordered(usize::MAX).collect::<()>().await;
+            self.mend().await;
             tokio::time::sleep(RESCUE).await;
         }
     }
@@ -86,14 +96,50 @@ impl Attachments {
         image: &Arc<Image>,
     ) -> Result<Attached> {
         let patience = self.patience(&record.request)?;
-        let (kernel_ends, serving) = self.serve(image, patience)?;
+        let links = self.left().remove(&record.index).unwrap_or_default();
+        let (kernel_ends, serving) = self.serve(image, patience, links)?;
         let attached = describe(&record.request.key, &device, image);
         let connect = Connect { backend: device.backend().to_owned(), ..timers(patience) };
-        blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
+        // Where every socket was left, reads are under way: the device is not touched but for a patience that has changed.
+        if !kernel_ends.is_empty() || device.request_timeout() != Some(connect.request_timeout) {
+            blocking(move || device.reconnect(&connect, &kernel_ends)).await?;
+        }
         tracing::info!("{}: took over {}", attached.device, attached.location);
         self.stranded().remove(&record.request.key);
         self.live().insert(attached.key.clone(), Live { attached: attached.clone(), serving });
         Ok(attached)
+    }
+
+    /// Gives devices new sockets for those that ended, as when this process stood still for longer than the kernel's timer.
+    async fn mend(&self) {
+        let _changing = self.changing.lock().await;
+        let mut broken = Vec::new();
+        for (key, Live { attached, serving }) in self.live().iter_mut() {
+            if serving.lost() > 0 {
+                broken.push((key.clone(), Device::open(attached.index), timers(serving.patience)));
+            }
+        }
+        for (key, device, connect) in broken {
+            let path = device.path().display().to_string();
+            if !device.connected() {
+                tracing::error!("{path}: somebody else has disconnected this device");
+                self.live().remove(&key);
+                self.records.remove(device.index());
+                self.usage.send_modify(|usage| usage.uses -= 1);
+                continue;
+            }
+            let replaced = self.live().get_mut(&key).map(|live| live.serving.replace_lost());
+            let connect = Connect { backend: device.backend().to_owned(), ..connect };
+            let mended = match replaced {
+                Some(Ok(kernel_ends)) => blocking(move || device.reconnect(&connect, &kernel_ends)).await,
+                Some(Err(error)) => Err(error),
+                None => continue,
+            };
+            match mended {
+                Ok(()) => tracing::warn!("{path}: sockets that ended were replaced"),
+                Err(error) => tracing::error!("{path}: sockets ended and cannot be replaced yet: {error}"),
+            }
+        }
     }
 }
 

@@ -25,7 +25,6 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
@@ -42,8 +41,6 @@ const EXTENTS_MAX: usize = 8 << 10;
 /// How many extents are asked for where one per context is wanted: they are merged per context, and what splits the
 /// export's extents may not split the context's.
 const EXTENTS_FOR_ONE: usize = 256;
-/// How long a client is given to take that the connection ends.
-const LEAVE: Duration = Duration::from_secs(1);
 /// Unit of the semaphore that bounds memory, in bytes.
 const PERMIT: u64 = 1 << 10;
 
@@ -77,6 +74,14 @@ struct Done {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// How a connection came to its end in order.
+pub(crate) enum End {
+    /// The client left, or is in the middle of something that cannot be gone on with.
+    Left(Stream),
+    /// All requests that came are answered. The bytes are the beginning of one that has not come whole.
+    Drained(Stream, BytesMut),
+}
+
 /// Bytes of the disk, on their way.
 type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 
@@ -96,6 +101,8 @@ pub(crate) struct Connection<E> {
     in_flight: u64,
     /// Whether more bytes may come and matter.
     reading: bool,
+    /// Whether the client wants no more.
+    left: bool,
     /// Bytes sent, ever; to see whether any are between two looks.
     sent: u64,
 }
@@ -121,14 +128,15 @@ impl<E: Export> Connection<E> {
             tasks: JoinSet::new(),
             in_flight: 0,
             reading: true,
+            left: false,
             sent: 0,
         }
     }
 
-    /// Serves until the client leaves or `drain` is cancelled; then answers what has been received and returns. A reply
-    /// that cannot be sent, a client out of step and a task that panicked are errors. Dropping the future abandons the
-    /// reads under way.
-    pub(crate) async fn run(mut self, drain: CancellationToken) -> io::Result<()> {
+    /// Serves until the client leaves or `drain` is cancelled; then answers what has been received and returns, with the
+    /// stream still open. A reply that cannot be sent, a client out of step and a task that panicked are errors. Dropping
+    /// the future abandons the reads under way.
+    pub(crate) async fn run(mut self, drain: CancellationToken) -> io::Result<End> {
         let mut cancelled = pin!(drain.cancelled());
         let period = self.shared.limits.send_stall;
         let mut stall = interval_at(Instant::now() + period, period);
@@ -137,7 +145,7 @@ impl<E: Export> Connection<E> {
         loop {
             self.take_requests()?;
             if self.finished() {
-                return self.close().await;
+                return Ok(End::Left(self.stream));
             }
             if drain.is_cancelled() {
                 break;
@@ -155,18 +163,13 @@ impl<E: Export> Connection<E> {
         }
         self.reading = false;
         match timeout(self.shared.limits.drain, self.drain()).await {
-            Ok(Ok(())) => self.close().await,
-            Ok(result) => result,
+            Ok(Ok(())) if self.left || !self.session.between_requests() => Ok(End::Left(self.stream)),
+            Ok(Ok(())) => Ok(End::Drained(self.stream, self.input)),
+            Ok(Err(error)) => Err(error),
             Err(_) => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "requests under way were not answered in time"))
             }
         }
-    }
-
-    /// Takes leave, for a moment at most: the client may be gone already, which is as good.
-    async fn close(&mut self) -> io::Result<()> {
-        let _ = timeout(LEAVE, poll_fn(|cx| self.stream.poll_close(cx))).await;
-        Ok(())
     }
 
     /// Answers what has been received.
@@ -252,7 +255,8 @@ impl<E: Export> Connection<E> {
         if self.reading && !self.paused() {
             self.input.reserve(RECEIVE);
             if let Poll::Ready(received) = self.stream.poll_fill(cx, &mut self.input) {
-                self.reading = received? > 0;
+                self.left = received? == 0;
+                self.reading = !self.left;
                 progress = true;
             }
         }
@@ -269,7 +273,7 @@ impl<E: Export> Connection<E> {
                     tracing::debug!(?request, ?errno, "refused");
                     self.answer_error(&request, errno);
                 }
-                Event::Disconnect => self.reading = false,
+                Event::Disconnect => (self.left, self.reading) = (true, false),
                 Event::Malformed(malformed) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, malformed));
                 }

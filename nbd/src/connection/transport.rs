@@ -5,13 +5,19 @@ use super::outbox::{Next, Outbox};
 use crate::{Client, Tls};
 use bytes::BytesMut;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
+
+/// How long a client is given to take that the connection ends.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -72,8 +78,12 @@ impl Stream {
         matches!(self, Self::Tls(stream) if stream.has_unsent())
     }
 
-    /// Ends the connection in order.
-    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Takes leave, for a moment at most: the client may be gone already, which is as good.
+    pub(crate) async fn close(&mut self) {
+        let _ = timeout(LEAVE, poll_fn(|cx| self.poll_close(cx))).await;
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Unix(_) | Self::Tcp(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => stream.poll_close(cx),

@@ -87,17 +87,19 @@ impl Default for Connect {
 impl Connect {
     /// What CONNECT and RECONFIGURE have in common.
     fn attributes(&self, index: Option<u32>, sockets: &[impl AsFd]) -> Attributes {
-        let sockets = sockets.iter().fold(Attributes::default(), |sockets, socket| {
+        let nested = sockets.iter().fold(Attributes::default(), |nested, socket| {
             // A valid descriptor is not negative.
             let fd = socket.as_fd().as_raw_fd() as u32;
-            sockets.nested(SOCK_ITEM, &Attributes::default().u32(SOCK_FD, fd))
+            nested.nested(SOCK_ITEM, &Attributes::default().u32(SOCK_FD, fd))
         });
         let mut attributes = Attributes::default()
             .u64(ATTR_TIMEOUT, self.request_timeout.as_secs())
             .u64(ATTR_DEAD_CONN_TIMEOUT, self.dead_connection_timeout.as_secs())
             // Neither destroyed when disconnected nor disconnected when closed.
-            .u64(ATTR_CLIENT_FLAGS, 0)
-            .nested(ATTR_SOCKETS, &sockets);
+            .u64(ATTR_CLIENT_FLAGS, 0);
+        if !sockets.is_empty() {
+            attributes = attributes.nested(ATTR_SOCKETS, &nested);
+        }
         if let Some(index) = index {
             attributes = attributes.u32(ATTR_INDEX, index);
         }
@@ -210,13 +212,18 @@ impl Device {
         self.sysfs.inflight()
     }
 
+    /// How long a reply may take before the kernel gives the socket up; `None` where it does not say (before Linux 5.0).
+    pub fn request_timeout(&self) -> Option<Duration> {
+        self.sysfs.request_timeout()
+    }
+
     /// The block devices on top of it.
     pub fn holders(&self) -> Vec<String> {
         self.sysfs.holders()
     }
 
-    /// Gives the device new sockets for its dead ones; requests that waited go on. Everything but `index`, `size` and the
-    /// queue's settings is taken from `connect`; its backend must be the device's.
+    /// Gives the device new sockets for its dead ones, if any; requests that waited go on. Everything but `index`, `size`
+    /// and the queue's settings is taken from `connect`; its backend must be the device's.
     ///
     /// The kernel replaces dead sockets only, and says nothing when there are fewer of them than `sockets`: a socket too
     /// many is closed, which ends its server. So the old ends must have been closed before.
@@ -237,7 +244,7 @@ impl Device {
     }
 
     /// Disconnects the device unless it is in use (mounted, under another device, or opened exclusively), and waits until
-    /// its number is free. A device that is not connected is no error.
+    /// its number is free and no request of it is left. A device that is not connected is no error.
     pub fn disconnect_unused(&self) -> Result<(), Error> {
         if !self.connected() {
             return Ok(());
@@ -258,7 +265,7 @@ impl Device {
         };
         self.disconnect()?;
         drop(exclusive);
-        self.wait_for("the kernel does not let go of it", || !self.connected())
+        self.wait_for("the kernel does not let go of it", || !self.connected() && self.inflight() == 0)
     }
 
     /// Waits until the device can be used, and sets its queue up.

@@ -4,6 +4,7 @@ use super::error::{Error, ErrorKind};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// One device's directory.
 #[derive(Clone, Debug)]
@@ -45,6 +46,11 @@ impl Sysfs {
     pub(super) fn inflight(&self) -> u64 {
         let counts = self.attribute("inflight").unwrap_or_default();
         counts.split_whitespace().filter_map(|count| count.parse::<u64>().ok()).fold(0, u64::saturating_add)
+    }
+
+    /// How long the block layer gives a request; `None` where it does not say (before Linux 5.0).
+    pub(super) fn request_timeout(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.attribute("queue/io_timeout")?.parse().ok()?))
     }
 
     /// The block devices on top of it.

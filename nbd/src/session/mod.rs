@@ -55,6 +55,11 @@ impl Session {
         &self.terms
     }
 
+    /// Whether what comes next begins a request.
+    pub const fn between_requests(&self) -> bool {
+        self.skip == 0 && !self.ended
+    }
+
     /// Takes the next request off `input`. Call again until it answers [`Event::More`]; then append bytes to `input`.
     /// After an event that ends the session, bytes are dropped and the answer is always `More`.
     pub fn receive(&mut self, input: &mut BytesMut) -> Event {
