@@ -18,6 +18,7 @@
 pub mod catalog;
 mod controller;
 pub mod dm;
+mod dump;
 mod engine;
 mod error;
 mod extents;
@@ -31,9 +32,10 @@ pub mod thin;
 mod view;
 
 pub use controller::{
-    Controller, Options, Report, SrCreate, SrDestroy, SrIntroduce, StepReport, StepState, VdiClone,
-    VdiCreate, VdiIntroduce, Work,
+    Controller, Options, Report, SrCreate, SrDestroy, SrIntroduce, SrRestore, StepReport, StepState,
+    VdiClone, VdiCreate, VdiIntroduce, Work,
 };
+pub use dump::Dump;
 pub use error::{Error, ErrorKind, Result};
 pub use extents::{Changed, Extent};
 pub use origins::{Content, OriginDevice, OriginError, Origins, Probed};

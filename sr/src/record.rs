@@ -125,6 +125,22 @@ impl Vdi {
         template
     }
 
+    /// Where a template's image is.
+    pub fn location(&self) -> Option<&str> {
+        match &self.body {
+            Body::Template { location, .. } => Some(location),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn location_mut(&mut self) -> Option<&mut String> {
+        match &mut self.body {
+            Body::Template { location, .. } => Some(location),
+            _ => None,
+        }
+    }
+
     /// Whether this is a template.
     pub fn is_template(&self) -> bool {
         matches!(self.body, Body::Template { .. })

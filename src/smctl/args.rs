@@ -125,6 +125,29 @@ pub(crate) enum Sr {
         #[command(flatten)]
         change: Change,
     },
+    /// Write an SR's records as text, to be kept elsewhere; no data of its VDIs and no secrets are in it
+    Dump {
+        /// UUID, name or volume group
+        sr: String,
+        /// The file, which is replaced [default: stdout]
+        file: Option<PathBuf>,
+    },
+    /// Write the records of a dump onto an SR whose volume of records is lost or damaged, and attach it
+    ///
+    /// Nothing in the pool is touched. Refused where there are records that can be read, and where the pool does not have
+    /// the thin devices that the dump speaks of.
+    Restore {
+        /// The dump; - is stdin
+        file: PathBuf,
+        /// The location of a template, whole, where the dump leaves out the secret in it (may be repeated)
+        #[arg(long = "location", value_name = "TEMPLATE=LOCATION")]
+        locations: Vec<String>,
+        /// Go on although the pool has thin devices that the dump does not know; they stay in the pool
+        #[arg(long)]
+        leave_unknown: bool,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Destroy an SR; its VDIs must be destroyed first
     Destroy {
         /// UUID, name or volume group

@@ -1,6 +1,7 @@
 //! The commands of `smctl`.
 
 mod args;
+mod dump;
 mod origins;
 mod show;
 mod work;
@@ -11,7 +12,9 @@ use crate::output;
 use args::{Command, Copy, Global, Smctl, Sr, Vdi};
 use backends::Location;
 use clap::{CommandFactory, Parser};
-use sr::{Controller, ErrorKind, SrCreate, SrDestroy, SrIntroduce, VdiClone, VdiCreate, VdiIntroduce};
+use sr::{
+    Controller, ErrorKind, SrCreate, SrDestroy, SrIntroduce, SrRestore, VdiClone, VdiCreate, VdiIntroduce,
+};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -56,6 +59,11 @@ fn run_sr(command: Sr, global: &Global) -> Result<()> {
             show::done(&open(change.dry_run)?.sr_detach(&sr)?, json)
         }
         Sr::Recover { sr, change } => show::done(&open(change.dry_run)?.sr_recover(&sr)?, json),
+        Sr::Dump { sr, file } => dump::write(open(false)?.sr_dump(&sr)?, file.as_deref()),
+        Sr::Restore { file, locations, leave_unknown, change } => {
+            let dump = dump::read(&file, &locations)?;
+            show::done(&open(change.dry_run)?.sr_restore(SrRestore { dump, leave_unknown })?, json)
+        }
         Sr::Destroy { sr, force, change } => {
             show::done(&open(change.dry_run)?.sr_destroy(&SrDestroy { sr, force })?, json)
         }

@@ -5,6 +5,7 @@
 //! (`store`), behind a superblock that says whose records they are (`superblock`).
 
 mod area;
+mod migrate;
 mod store;
 pub(crate) mod superblock;
 
@@ -67,21 +68,23 @@ pub trait Media {
     /// Whose records are on the device; `None` if it holds none.
     ///
     /// # Errors
-    /// The device cannot be read, or holds records of a format that this version does not know.
+    /// The device cannot be read; `Refused` for records of a format that this version does not know.
     fn identify(&mut self, device: &Path) -> Result<Option<Uuid>>;
 
-    /// Writes an empty catalog. The device counts as holding one only once everything is durable.
+    /// Writes a catalog of these records. The device counts as holding one only once everything is durable.
     ///
     /// # Errors
     /// The device cannot be written or is too small.
-    fn format(&mut self, device: &Path, sr: &SrRecord, ledger: &Ledger) -> Result<()>;
+    fn format(&mut self, device: &Path, sr: &SrRecord, ledger: &Ledger, vdis: &[Vdi]) -> Result<()>;
 
-    /// Opens the records of `sr`.
+    /// Opens the records of `sr`. Those of an older schema become those of this version.
     ///
     /// # Errors
-    /// The device holds no records, or another SR's, or they are damaged.
+    /// `Refused` for records of another SR, or of a later version; `Failed` if there are none, or they are damaged.
     fn open(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>>;
 }
 
+#[cfg(test)]
+mod migration_tests;
 #[cfg(test)]
 mod tests;

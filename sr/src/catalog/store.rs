@@ -5,6 +5,7 @@
 //! in the transaction that changes the record.
 
 use super::area::{Area, DEVICE_MIN};
+use super::migrate::{SCHEMA, migrate};
 use super::{Catalog, Media, superblock};
 use crate::error::{Error, Result};
 use crate::record::{Change, Ledger, SrRecord, Vdi};
@@ -19,15 +20,15 @@ use std::path::Path;
 use uuid::Uuid;
 
 /// One value each: the schema's version, the SR's record, the ledger.
-const STATE: TableDefinition<&str, &[u8]> = TableDefinition::new("state");
-const VDIS: TableDefinition<u128, &[u8]> = TableDefinition::new("vdis");
+pub(super) const STATE: TableDefinition<&str, &[u8]> = TableDefinition::new("state");
+pub(super) const VDIS: TableDefinition<u128, &[u8]> = TableDefinition::new("vdis");
 /// Name to VDIs.
-const NAMES: MultimapTableDefinition<&str, u128> = MultimapTableDefinition::new("names");
+pub(super) const NAMES: MultimapTableDefinition<&str, u128> = MultimapTableDefinition::new("names");
 /// Template to the VDIs whose origin it is.
-const DESCENDANTS: MultimapTableDefinition<u128, u128> = MultimapTableDefinition::new("descendants");
-
-/// The tables and what is in them, as this version writes them.
-const SCHEMA: u32 = 1;
+pub(super) const DESCENDANTS: MultimapTableDefinition<u128, u128> =
+    MultimapTableDefinition::new("descendants");
+/// Thin device to the VDI that it is of: no device is of two.
+pub(super) const THINS: TableDefinition<u32, u128> = TableDefinition::new("thins");
 
 /// Memory that redb may use for pages.
 const CACHE: usize = 16 << 20;
@@ -42,7 +43,7 @@ impl Media for BlockMedia {
         read_superblock(&mut file, device)
     }
 
-    fn format(&mut self, device: &Path, sr: &SrRecord, ledger: &Ledger) -> Result<()> {
+    fn format(&mut self, device: &Path, sr: &SrRecord, ledger: &Ledger, vdis: &[Vdi]) -> Result<()> {
         let (mut file, size) = open_device(device)?;
         if size < DEVICE_MIN {
             return Err(Error::failed(format!(
@@ -66,6 +67,10 @@ impl Media for BlockMedia {
             transaction.open_table(VDIS)?;
             transaction.open_multimap_table(NAMES)?;
             transaction.open_multimap_table(DESCENDANTS)?;
+            transaction.open_table(THINS)?;
+            for vdi in vdis {
+                put(&transaction, vdi)?;
+            }
             transaction.commit()?;
             Ok(())
         };
@@ -81,7 +86,7 @@ impl Media for BlockMedia {
         match read_superblock(&mut file, device)? {
             Some(found) if found == sr => {}
             Some(found) => {
-                return Err(Error::failed(format!(
+                return Err(Error::refused(format!(
                     "{} holds the records of SR {found}, not of {sr}",
                     device.display()
                 )));
@@ -91,12 +96,7 @@ impl Media for BlockMedia {
             }
         }
         let store = Store { database: open_database(file, size, device)? };
-        let schema: u32 = store.state("schema")?;
-        if schema != SCHEMA {
-            return Err(Error::failed(format!(
-                "the records have schema {schema}, and this smctl knows schema {SCHEMA}"
-            )));
-        }
+        migrate(&store.database)?;
         Ok(Box::new(store))
     }
 }
@@ -133,12 +133,12 @@ fn open_database(file: File, size: u64, device: &Path) -> Result<Database> {
         .map_err(|e| Error::failed(format!("cannot open the records on {}", device.display())).because(e))
 }
 
-fn json<T: Serialize>(value: &T) -> Vec<u8> {
+pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
     #[expect(clippy::expect_used, reason = "records have string keys and plain values, which JSON can hold")]
     serde_json::to_vec(value).expect("a record becomes JSON")
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| Error::failed("a record is damaged").because(e))
 }
 
@@ -146,7 +146,7 @@ struct Store {
     database: Database,
 }
 
-fn unreadable(error: impl Into<redb::Error>) -> Error {
+pub(super) fn unreadable(error: impl Into<redb::Error>) -> Error {
     Error::failed("cannot read the records").because(error.into())
 }
 
@@ -218,15 +218,7 @@ impl Store {
                 Change::Ledger(ledger) => {
                     transaction.open_table(STATE)?.insert("ledger", json(ledger).as_slice())?;
                 }
-                Change::Put(vdi) => {
-                    unindex(&transaction, vdi.uuid)?;
-                    let key = vdi.uuid.as_u128();
-                    transaction.open_table(VDIS)?.insert(key, json(vdi).as_slice())?;
-                    transaction.open_multimap_table(NAMES)?.insert(vdi.name.as_str(), key)?;
-                    if let Some(origin) = vdi.origin {
-                        transaction.open_multimap_table(DESCENDANTS)?.insert(origin.as_u128(), key)?;
-                    }
-                }
+                Change::Put(vdi) => put(&transaction, vdi)?,
                 Change::Remove(uuid) => {
                     unindex(&transaction, *uuid)?;
                     transaction.open_table(VDIS)?.remove(uuid.as_u128())?;
@@ -236,6 +228,23 @@ impl Store {
         transaction.commit()?;
         Ok(())
     }
+}
+
+/// Adds the VDI's record and what the indexes have of it, in place of the one that it has.
+fn put(transaction: &WriteTransaction, vdi: &Vdi) -> Result<(), redb::Error> {
+    unindex(transaction, vdi.uuid)?;
+    let key = vdi.uuid.as_u128();
+    transaction.open_table(VDIS)?.insert(key, json(vdi).as_slice())?;
+    transaction.open_multimap_table(NAMES)?.insert(vdi.name.as_str(), key)?;
+    if let Some(origin) = vdi.origin {
+        transaction.open_multimap_table(DESCENDANTS)?.insert(origin.as_u128(), key)?;
+    }
+    if let Some(id) = vdi.thin_id()
+        && transaction.open_table(THINS)?.insert(id, key)?.is_some()
+    {
+        return Err(redb::Error::Corrupted(format!("thin device {id} is another VDI's")));
+    }
+    Ok(())
 }
 
 /// Takes the VDI out of the indexes, if it has a record.
@@ -251,5 +260,18 @@ fn unindex(transaction: &WriteTransaction, uuid: Uuid) -> Result<(), redb::Error
     if let Some(origin) = vdi.origin {
         transaction.open_multimap_table(DESCENDANTS)?.remove(origin.as_u128(), uuid.as_u128())?;
     }
+    if let Some(id) = vdi.thin_id() {
+        transaction.open_table(THINS)?.remove(id)?;
+    }
     Ok(())
+}
+
+/// A database in the area of a device that says it is `sr`'s, without tables: what tests write specimens to.
+#[cfg(test)]
+pub(super) fn database_on(device: &Path, sr: Uuid) -> Result<Database> {
+    let (mut file, size) = open_device(device)?;
+    let failed = |e| io_error("format", device, e);
+    file.write_all(&superblock::encode(sr)).map_err(failed)?;
+    Area::clear(&file).map_err(failed)?;
+    open_database(file, size, device)
 }

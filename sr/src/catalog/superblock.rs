@@ -35,7 +35,7 @@ pub(crate) fn encode(sr: Uuid) -> [u8; LEN] {
 /// The SR that the block names, or `None` if it is no superblock.
 ///
 /// # Errors
-/// The block is of a version that is not known, or damaged.
+/// `Refused` for a version that is not known; `Failed` if the block is damaged.
 pub(crate) fn decode(block: &[u8; LEN]) -> Result<Option<Uuid>> {
     if block[..8] != MAGIC {
         return Ok(None);
@@ -49,7 +49,7 @@ pub(crate) fn decode(block: &[u8; LEN]) -> Result<Option<Uuid>> {
         return Err(Error::failed("the superblock of the records is damaged: its checksum is wrong"));
     }
     if word(8) != VERSION {
-        return Err(Error::failed(format!(
+        return Err(Error::refused(format!(
             "the records have format version {}, and this smctl knows version {VERSION}",
             word(8)
         )));

@@ -5,6 +5,7 @@ use crate::record::{Body, Intent};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const SIZE: u64 = 64 << 20;
 
@@ -31,11 +32,13 @@ fn ledger() -> Ledger {
     Ledger { transaction_id: 1, next_thin_id: 1, intent: None }
 }
 
+/// A disk with a thin device that no other has.
 fn vdi(name: &str, origin: Option<Uuid>) -> Vdi {
+    static NEXT: AtomicU32 = AtomicU32::new(3);
     Vdi {
         uuid: Uuid::new_v4(),
         name: name.into(),
-        body: Body::Thin { id: 3 },
+        body: Body::Thin { id: NEXT.fetch_add(1, Ordering::Relaxed) },
         virtual_size: 1 << 30,
         origin,
         parent: origin,
@@ -48,7 +51,7 @@ fn vdi(name: &str, origin: Option<Uuid>) -> Vdi {
 fn records_survive_and_indexes_follow() {
     let (_directory, path) = device();
     let (sr, template) = (sr(), Uuid::new_v4());
-    BlockMedia.format(&path, &sr, &ledger()).unwrap();
+    BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     assert_eq!(BlockMedia.identify(&path).unwrap(), Some(sr.uuid));
     let (mut a, b) = (vdi("a", Some(template)), vdi("b", Some(template)));
     let intent = Ledger {
@@ -82,7 +85,7 @@ fn what_is_no_catalog_is_told_apart() {
     assert_eq!(BlockMedia.identify(&path).unwrap(), None);
     assert!(BlockMedia.open(&path, Uuid::nil()).is_err());
     let sr = sr();
-    BlockMedia.format(&path, &sr, &ledger()).unwrap();
+    BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     assert!(BlockMedia.open(&path, Uuid::nil()).is_err(), "another SR's records");
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     // Format version 2, with its checksum right: records of a later smctl.
@@ -104,10 +107,10 @@ fn a_small_device_is_refused_and_a_full_one_keeps_what_it_has() {
     let (_directory, path) = device();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(1 << 20).unwrap();
-    assert!(BlockMedia.format(&path, &sr(), &ledger()).is_err());
+    assert!(BlockMedia.format(&path, &sr(), &ledger(), &[]).is_err());
     file.set_len(16 << 20).unwrap();
     let sr = sr();
-    BlockMedia.format(&path, &sr, &ledger()).unwrap();
+    BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     let mut catalog = BlockMedia.open(&path, sr.uuid).unwrap();
     let name = "n".repeat(1 << 20);
     let mut kept = 0;
@@ -119,6 +122,7 @@ fn a_small_device_is_refused_and_a_full_one_keeps_what_it_has() {
         assert!(kept < 64, "it must fill up");
     };
     assert!(error.message.contains("cannot write the records"), "{error}");
+    assert!(kept > 1, "only {kept} records of 1 MiB on 16 MiB");
     drop(catalog);
     let catalog = BlockMedia.open(&path, sr.uuid).unwrap();
     assert_eq!(catalog.vdis().unwrap().len(), kept);
@@ -129,7 +133,7 @@ fn a_small_device_is_refused_and_a_full_one_keeps_what_it_has() {
 fn a_torn_length_slot_is_not_believed() {
     let (_directory, path) = device();
     let sr = sr();
-    BlockMedia.format(&path, &sr, &ledger()).unwrap();
+    BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     for slot in [0x1000, 0x2000] {
         let before = fs::read(&path).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();

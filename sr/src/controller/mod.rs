@@ -4,6 +4,7 @@
 //! [`plan`](mod@crate::plan) and the engine. A change that a crash cut short is finished or undone by the next verb
 //! that changes the same SR.
 
+mod dump;
 mod extents;
 mod find;
 mod flatten;
@@ -12,6 +13,7 @@ mod sr;
 mod vdi;
 mod work;
 
+pub use dump::SrRestore;
 pub use sr::{SrCreate, SrDestroy, SrIntroduce};
 #[cfg(test)]
 pub(crate) use vdi::location as location_of;

@@ -159,7 +159,7 @@ impl Controller {
         Ok(self.world.media.identify(&device.number.dm_node())?.is_some())
     }
 
-    fn sr_report(&mut self, done: Vec<crate::engine::Done>, uuid: Uuid) -> Result<Report<SrInfo>> {
+    pub(super) fn sr_report(&mut self, done: Vec<crate::engine::Done>, uuid: Uuid) -> Result<Report<SrInfo>> {
         let record = match self.mode {
             Mode::Apply => Some(self.sr_info(&uuid.to_string())?),
             Mode::DryRun => None,
@@ -196,7 +196,7 @@ impl Controller {
     }
 
     /// The same loop over every VDI that has anything on this host.
-    fn mend(&mut self, session: &mut Session) -> Result<Vec<crate::engine::Done>> {
+    pub(super) fn mend(&mut self, session: &mut Session) -> Result<Vec<crate::engine::Done>> {
         let sr = session.sr.uuid;
         let mut done = self.world.drive_vdi(self.mode, session, Uuid::nil(), &Goal::Settled)?;
         let mut vdis = BTreeSet::new();

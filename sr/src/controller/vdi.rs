@@ -378,10 +378,7 @@ impl Controller {
 
 /// Where a template's image is.
 pub(crate) fn location(vdi: &Vdi) -> Option<String> {
-    match &vdi.body {
-        Body::Template { location, .. } => Some(location.clone()),
-        Body::Thin { .. } | Body::Thick => None,
-    }
+    vdi.location().map(String::from)
 }
 
 /// The record of a clone: whoever descends from something with an origin has that origin.

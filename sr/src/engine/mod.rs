@@ -2,6 +2,7 @@
 
 mod flatten;
 mod local;
+mod restore;
 mod sr;
 mod thin;
 mod vdi;

@@ -44,7 +44,15 @@ impl World {
         let meta = self.lv_device(&place.vg, &names::meta_lv(place.uuid))?;
         let records = match meta {
             None => None,
-            Some(device) => Some(self.media.identify(&device.number.dm_node())?),
+            Some(device) => match (self.media.identify(&device.number.dm_node()), goal) {
+                // Damage is what is to be mended.
+                (Err(_), SrGoal::Restored(_)) => Some(None),
+                (found, _) => Some(found?),
+            },
+        };
+        let restore = match goal {
+            SrGoal::Restored(_) => Some(self.observe_restore(place)?),
+            _ => None,
         };
         let devices = self.dm.names()?;
         Ok(SrSeen {
@@ -56,6 +64,7 @@ impl World {
             disks,
             pool,
             records,
+            restore,
             remembered: self.host.attached()?.into_iter().find(|sr| sr.uuid == place.uuid),
             devices: devices.into_iter().filter(|name| names::role(place.uuid, name).is_some()).collect(),
             links: self.host.links(place.uuid)?,
@@ -88,6 +97,10 @@ impl World {
                 self.dm.message(&names::lv_device(vg, pool_lv), PoolMessage::ReleaseMetadataSnap)?;
             }
             Step::Format { .. } => self.format(place, goal, seen)?,
+            Step::WriteRecords { .. } => match goal {
+                SrGoal::Restored(wanted) => self.write_records(place, wanted, seen)?,
+                _ => return Err(Error::failed("only an SR that is restored is given records")),
+            },
             Step::Activate { vg, lv } => self.lvm.activate(devices, vg, lv)?,
             Step::Deactivate { vg, lv } => self.lvm.deactivate(devices, vg, lv)?,
             Step::RemoveVolume { vg, lv } => self.lvm.remove_volume(devices, vg, lv)?,
@@ -122,6 +135,6 @@ impl World {
             owns_pool: spec.adopt.is_none(),
         };
         let ledger = Ledger { transaction_id: status.transaction_id, next_thin_id: 1, intent: None };
-        self.media.format(&device.number.dm_node(), &record, &ledger)
+        self.media.format(&device.number.dm_node(), &record, &ledger, &[])
     }
 }

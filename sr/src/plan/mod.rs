@@ -5,11 +5,13 @@
 //! that is left, in order, so it is also what `--dry-run` shows.
 
 mod local;
+mod restore;
 mod sr;
 mod step;
 mod vdi;
 
 pub(crate) use local::{Room, layout};
+pub(crate) use restore::{RestoreSeen, Restored};
 pub(crate) use sr::{SrGoal, SrSeen, SrSpec, plan_sr};
 pub(crate) use step::{Step, size_text};
 pub(crate) use vdi::{Goal, OriginSeen, Seen, expected_table, plan_vdi};

@@ -1,5 +1,6 @@
 //! Plans for whole SRs.
 
+use super::restore::{RestoreSeen, Restored, restore};
 use super::step::{Step, size_text};
 use crate::dm::{Device, PoolMode, PoolStatus, Target};
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ const CHUNK_MIN: u64 = 64 << 10;
 const CHUNK_MAX: u64 = 1 << 30;
 
 /// Size of the volume for the records. Ten thousand records take about 10 MiB.
-const META_SIZE: u64 = 64 << 20;
+pub(super) const META_SIZE: u64 = 64 << 20;
 
 /// The least metadata that a pool is given.
 const POOL_METADATA_MIN: u64 = 8 << 20;
@@ -56,7 +57,7 @@ impl SrSpec {
     }
 
     /// What is on everything of the SR's, so that it is found again without its records being read.
-    fn tags(&self) -> Vec<String> {
+    pub(super) fn tags(&self) -> Vec<String> {
         vec![
             names::TAG.into(),
             names::sr_tag(self.uuid),
@@ -79,6 +80,8 @@ pub(crate) enum SrGoal {
     Attached { name: String },
     /// Nothing of it is active.
     Detached,
+    /// Its records are those of a dump, and it is attached.
+    Restored(Box<Restored>),
     /// Nothing of it exists, except a group and a pool that were there before it.
     Destroyed { owns_vg: bool, owns_pool: bool },
 }
@@ -98,6 +101,8 @@ pub(crate) struct SrSeen {
     pub(crate) pool: Option<(Device, PoolStatus)>,
     /// Whose records are on the metadata volume; `None` unless it is active.
     pub(crate) records: Option<Option<Uuid>>,
+    /// What is in the place of records that are to be restored; `None` for other goals.
+    pub(crate) restore: Option<RestoreSeen>,
     /// Whether the SR is remembered as attached.
     pub(crate) remembered: Option<Attached>,
     /// The SR's own device-mapper devices.
@@ -107,11 +112,11 @@ pub(crate) struct SrSeen {
 }
 
 impl SrSeen {
-    fn meta(&self) -> Option<&Lv> {
+    pub(super) fn meta(&self) -> Option<&Lv> {
         self.group.as_ref()?.lv(&names::meta_lv(self.uuid))
     }
 
-    fn pool_volume(&self) -> Option<&Lv> {
+    pub(super) fn pool_volume(&self) -> Option<&Lv> {
         self.group.as_ref()?.lv(&self.pool_lv)
     }
 }
@@ -124,6 +129,7 @@ pub(crate) fn plan_sr(goal: &SrGoal, seen: &SrSeen) -> Result<Vec<Step>> {
     match goal {
         SrGoal::Created(spec) => create(spec, seen),
         SrGoal::Attached { name } => attach(name, seen),
+        SrGoal::Restored(wanted) => restore(wanted, seen),
         SrGoal::Detached => detach(seen),
         SrGoal::Destroyed { owns_vg, owns_pool } => destroy(*owns_vg, *owns_pool, seen),
     }
@@ -278,7 +284,7 @@ fn pool_spec(spec: &SrSpec, seen: &SrSeen) -> Result<PoolSpec> {
     Ok(PoolSpec { name: names::pool_lv(spec.uuid), size: pool, metadata, chunk })
 }
 
-fn remember(name: &str, seen: &SrSeen, devices: &[PathBuf]) -> Option<Step> {
+pub(super) fn remember(name: &str, seen: &SrSeen, devices: &[PathBuf]) -> Option<Step> {
     let want = Attached {
         uuid: seen.uuid,
         name: name.into(),

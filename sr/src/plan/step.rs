@@ -27,6 +27,8 @@ pub(crate) enum Step {
     ReleaseSnapshot { vg: String, pool_lv: String },
     /// Writes empty records.
     Format { lv: String },
+    /// Writes the records of a dump.
+    WriteRecords { lv: String, vdis: usize },
     /// Activates a logical volume.
     Activate { vg: String, lv: String },
     /// Deactivates a logical volume.
@@ -140,6 +142,7 @@ impl fmt::Display for Step {
                 write!(f, "let go of the metadata snapshot that the thin pool {vg}/{pool_lv} still holds")
             }
             Self::Format { lv } => write!(f, "write empty records on {lv}"),
+            Self::WriteRecords { lv, vdis } => write!(f, "write the records of {vdis} VDIs on {lv}"),
             Self::Activate { vg, lv } => write!(f, "activate {vg}/{lv}"),
             Self::Deactivate { vg, lv } => write!(f, "deactivate {vg}/{lv}"),
             Self::RemoveVolume { vg, lv } => write!(f, "remove {vg}/{lv} and what is in it"),

@@ -6,6 +6,8 @@
 
 mod blocks;
 mod ports;
+#[cfg(feature = "scale")]
+mod scale;
 #[cfg(test)]
 mod tests;
 mod thin;

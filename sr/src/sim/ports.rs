@@ -405,8 +405,9 @@ impl Media for Port {
         Ok(self.sim().records.as_ref().map(|records| records.sr.uuid))
     }
 
-    fn format(&mut self, _: &Path, sr: &SrRecord, ledger: &Ledger) -> Result<()> {
-        let records = Records { sr: sr.clone(), ledger: ledger.clone(), vdis: Default::default() };
+    fn format(&mut self, _: &Path, sr: &SrRecord, ledger: &Ledger, vdis: &[Vdi]) -> Result<()> {
+        let vdis = vdis.iter().map(|vdi| (vdi.uuid, vdi.clone())).collect();
+        let records = Records { sr: sr.clone(), ledger: ledger.clone(), vdis };
         self.effect(|sim| sim.records = Some(records))
     }
 
