@@ -102,3 +102,12 @@ fn two_records_of_one_device_are_told_and_left_as_they_are() {
         assert!(error.message.contains("two VDIs have thin device 5"), "{error}");
     }
 }
+
+#[test]
+fn old_records_that_are_looked_at_stay_old() {
+    let (_directory, path) = specimen("1", &VDIS_1);
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(BlockMedia.look(&path, uuid(SR)).unwrap().vdis().unwrap().len(), 2);
+    assert!(std::fs::read(&path).unwrap() == before);
+    assert_eq!(BlockMedia.open(&path, uuid(SR)).unwrap().vdis().unwrap().len(), 2);
+}

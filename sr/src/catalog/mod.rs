@@ -8,6 +8,7 @@ mod area;
 mod migrate;
 mod store;
 pub(crate) mod superblock;
+mod view;
 
 pub use store::BlockMedia;
 
@@ -82,6 +83,12 @@ pub trait Media {
     /// # Errors
     /// `Refused` for records of another SR, or of a later version; `Failed` if there are none, or they are damaged.
     fn open(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>>;
+
+    /// Opens the records of `sr` to look at them: nothing is written to the device, and nothing can be committed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    fn look(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>>;
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use super::area::{Area, DEVICE_MIN};
 use super::migrate::{SCHEMA, migrate};
+use super::view::View;
 use super::{Catalog, Media, superblock};
 use crate::error::{Error, Result};
 use crate::record::{Change, Ledger, SrRecord, Vdi};
@@ -55,7 +56,7 @@ impl Media for BlockMedia {
         file.write_all(&[0; superblock::LEN]).map_err(failed)?;
         Area::clear(&file).map_err(failed)?;
         let clone = file.try_clone().map_err(failed)?;
-        let database = open_database(clone, size, device)?;
+        let database = open_database(clone, size, device, Access::Change)?;
         let write = || -> Result<(), redb::Error> {
             let transaction = database.begin_write()?;
             {
@@ -82,6 +83,24 @@ impl Media for BlockMedia {
     }
 
     fn open(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>> {
+        self.open_as(device, sr, Access::Change)
+    }
+
+    fn look(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>> {
+        self.open_as(device, sr, Access::Look)
+    }
+}
+
+/// What records are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Change,
+    /// Nothing is written to the device.
+    Look,
+}
+
+impl BlockMedia {
+    fn open_as(&self, device: &Path, sr: Uuid, access: Access) -> Result<Box<dyn Catalog>> {
         let (mut file, size) = open_device(device)?;
         match read_superblock(&mut file, device)? {
             Some(found) if found == sr => {}
@@ -95,7 +114,7 @@ impl Media for BlockMedia {
                 return Err(Error::failed(format!("{} holds no records of an SR", device.display())));
             }
         }
-        let store = Store { database: open_database(file, size, device)? };
+        let store = Store { database: open_database(file, size, device, access)?, access };
         migrate(&store.database)?;
         Ok(Box::new(store))
     }
@@ -125,12 +144,16 @@ fn read_superblock(file: &mut File, device: &Path) -> Result<Option<Uuid>> {
     }
 }
 
-fn open_database(file: File, size: u64, device: &Path) -> Result<Database> {
-    let area = Area::open(file, size).map_err(|e| io_error("read", device, e))?;
-    Database::builder()
-        .set_cache_size(CACHE)
-        .create_with_backend(area)
-        .map_err(|e| Error::failed(format!("cannot open the records on {}", device.display())).because(e))
+fn open_database(file: File, size: u64, device: &Path, access: Access) -> Result<Database> {
+    let failed = |e| io_error("read", device, e);
+    let area = Area::open(file, size).map_err(failed)?;
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    let database = match access {
+        Access::Change => builder.create_with_backend(area),
+        Access::Look => builder.create_with_backend(View::new(area).map_err(failed)?),
+    };
+    database.map_err(|e| Error::failed(format!("cannot open the records on {}", device.display())).because(e))
 }
 
 pub(super) fn json<T: Serialize>(value: &T) -> Vec<u8> {
@@ -144,6 +167,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 struct Store {
     database: Database,
+    access: Access,
 }
 
 pub(super) fn unreadable(error: impl Into<redb::Error>) -> Error {
@@ -201,6 +225,9 @@ impl Catalog for Store {
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<()> {
+        if self.access == Access::Look {
+            return Err(Error::failed("the records were opened to be looked at, and cannot be changed"));
+        }
         self.write(changes).map_err(|e| Error::failed("cannot write the records").because(e))
     }
 }
@@ -273,5 +300,5 @@ pub(super) fn database_on(device: &Path, sr: Uuid) -> Result<Database> {
     let failed = |e| io_error("format", device, e);
     file.write_all(&superblock::encode(sr)).map_err(failed)?;
     Area::clear(&file).map_err(failed)?;
-    open_database(file, size, device)
+    open_database(file, size, device, Access::Change)
 }

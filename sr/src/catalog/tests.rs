@@ -147,3 +147,27 @@ fn a_torn_length_slot_is_not_believed() {
     }
     assert!(BlockMedia.open(&path, sr.uuid).is_ok());
 }
+
+#[test]
+fn a_look_writes_nothing_and_sees_everything() {
+    let (_directory, path) = device();
+    let sr = sr();
+    BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
+    let disk = vdi("a", None);
+    let mut catalog = BlockMedia.open(&path, sr.uuid).unwrap();
+    catalog.commit(&[Change::Put(disk.clone())]).unwrap();
+    // Closed in order, and as a crash leaves it.
+    let crashed = fs::read(&path).unwrap();
+    drop(catalog);
+    for bytes in [fs::read(&path).unwrap(), crashed] {
+        fs::write(&path, &bytes).unwrap();
+        let mut catalog = BlockMedia.look(&path, sr.uuid).unwrap();
+        assert_eq!(catalog.sr().unwrap(), sr);
+        assert_eq!(catalog.vdis().unwrap(), std::slice::from_ref(&disk));
+        let error = catalog.commit(&[Change::Remove(disk.uuid)]).unwrap_err();
+        assert!(error.message.contains("cannot be changed"), "{error}");
+        drop(catalog);
+        assert!(fs::read(&path).unwrap() == bytes, "the device is as it was");
+        assert_eq!(BlockMedia.open(&path, sr.uuid).unwrap().vdis().unwrap().len(), 1);
+    }
+}

@@ -15,7 +15,7 @@ impl Controller {
     /// # Errors
     /// `NotFound`; `Failed` if the template's image cannot be opened, or is not the version that it was.
     pub fn vdi_map(&mut self, sr: &str, vdi: &str) -> Result<Vec<Extent>> {
-        let open = self.open_sr(sr)?;
+        let open = self.look_at_sr(sr)?;
         let vdi = self.find_vdi(&open.session, vdi)?;
         let mapped = match vdi.body {
             Body::Thin { id } => self.world.mapped_ranges(&open.session, id)?,
@@ -60,7 +60,7 @@ impl Controller {
     /// # Errors
     /// `NotFound`; `Refused` for what nothing is known of: preallocated disks, and VDIs that show different templates.
     pub fn vdi_diff(&mut self, sr: &str, a: &str, b: &str) -> Result<Vec<Changed>> {
-        let open = self.open_sr(sr)?;
+        let open = self.look_at_sr(sr)?;
         let (a, b) = (self.find_vdi(&open.session, a)?, self.find_vdi(&open.session, b)?);
         let size = a.virtual_size.max(b.virtual_size);
         let ranges = self.differences(&open.session, &a, &b)?;

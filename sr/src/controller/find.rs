@@ -3,7 +3,7 @@
 use super::{Controller, Open};
 use crate::engine::{Session, SrPlace};
 use crate::error::{Error, Result};
-use crate::host::Attached;
+use crate::host::{Attached, Lock};
 use crate::lvm::Vg;
 use crate::names::{self, Role};
 use crate::record::Vdi;
@@ -77,8 +77,19 @@ impl Controller {
         one(matching, text, |sr| sr.uuid)
     }
 
-    /// Locks an attached SR and opens its records.
+    /// Locks an attached SR and opens its records to change them.
     pub(super) fn open_sr(&mut self, text: &str) -> Result<Open> {
+        let (sr, lock) = self.lock_attached(text)?;
+        Ok(Open { session: self.world.open(&sr)?, lock })
+    }
+
+    /// Locks an attached SR and opens its records to look at them.
+    pub(super) fn look_at_sr(&mut self, text: &str) -> Result<Open> {
+        let (sr, lock) = self.lock_attached(text)?;
+        Ok(Open { session: self.world.look(&sr)?, lock })
+    }
+
+    fn lock_attached(&mut self, text: &str) -> Result<(Attached, Lock)> {
         let sr = self.find_attached(text)?;
         let lock = self.locks.sr(sr.uuid)?;
         // It may have been detached while we waited for the lock.
@@ -86,8 +97,7 @@ impl Controller {
         let Some(sr) = still else {
             return Err(Error::refused(format!("SR '{}' ({}) is not attached any more", sr.name, sr.uuid)));
         };
-        let session = self.world.open(&sr)?;
-        Ok(Open { session, lock })
+        Ok((sr, lock))
     }
 
     /// The VDI that `text` means.

@@ -412,7 +412,7 @@ impl Controller {
     }
 
     fn describe_attached(&mut self, info: &mut SrInfo) -> Result<()> {
-        let open = self.open_sr(&info.uuid.to_string())?;
+        let open = self.look_at_sr(&info.uuid.to_string())?;
         let vdis = open.session.catalog.vdis()?;
         let (templates, disks): (Vec<_>, Vec<_>) = vdis.into_iter().partition(Vdi::is_template);
         info.virtual_allocation = Some(disks.iter().map(|vdi| vdi.virtual_size).sum());

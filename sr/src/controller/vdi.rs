@@ -249,7 +249,7 @@ impl Controller {
     /// # Errors
     /// `NotFound`; `Refused` if the SR is not attached.
     pub fn vdi_list(&mut self, sr: &str) -> Result<Vec<VdiInfo>> {
-        let open = self.open_sr(sr)?;
+        let open = self.look_at_sr(sr)?;
         let names = self.world.dm.names()?;
         let attached: BTreeSet<_> = names
             .iter()
@@ -282,7 +282,7 @@ impl Controller {
     /// # Errors
     /// `NotFound`; `Refused` if the SR is not attached.
     pub fn vdi_info(&mut self, sr: &str, vdi: &str) -> Result<VdiInfo> {
-        let open = self.open_sr(sr)?;
+        let open = self.look_at_sr(sr)?;
         let vdi = self.find_vdi(&open.session, vdi)?;
         self.show_one(&open.session, &vdi)
     }

@@ -17,6 +17,7 @@ use crate::names;
 use crate::origins::Origins;
 use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
 use crate::thin::ThinMetadata;
+use std::path::PathBuf;
 use uuid::Uuid;
 
 pub(crate) use flatten::Flattening;
@@ -94,6 +95,17 @@ impl World {
 
     /// Opens the records of an attached SR.
     pub(crate) fn open(&mut self, sr: &Attached) -> Result<Session> {
+        let device = self.records_device(sr)?;
+        Ok(Session { sr: sr.clone(), catalog: self.media.open(&device, sr.uuid)? })
+    }
+
+    /// Opens the records of an attached SR to look at them only.
+    pub(crate) fn look(&mut self, sr: &Attached) -> Result<Session> {
+        let device = self.records_device(sr)?;
+        Ok(Session { sr: sr.clone(), catalog: self.media.look(&device, sr.uuid)? })
+    }
+
+    fn records_device(&mut self, sr: &Attached) -> Result<PathBuf> {
         let meta = names::meta_lv(sr.uuid);
         let Some(device) = self.lv_device(&sr.vg, &meta)? else {
             return Err(Error::refused(format!(
@@ -101,7 +113,7 @@ impl World {
                 sr.name, sr.vg
             )));
         };
-        Ok(Session { sr: sr.clone(), catalog: self.media.open(&device.number.dm_node(), sr.uuid)? })
+        Ok(device.number.dm_node())
     }
 
     /// Brings an SR to the goal.

@@ -89,13 +89,17 @@ pub(super) fn restore(wanted: &Restored, seen: &SrSeen) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Whether the preallocated disks have their volumes.
+/// Whether the volumes are there that the VDIs have of their own.
 fn check_volumes(dump: &Dump, seen: &SrSeen) -> Result<()> {
-    for vdi in dump.vdis.iter().filter(|vdi| vdi.body == Body::Thick) {
-        let lv = names::thick_lv(dump.sr.uuid, vdi.uuid);
+    for vdi in &dump.vdis {
+        let lv = match &vdi.body {
+            Body::Thick => names::thick_lv(dump.sr.uuid, vdi.uuid),
+            Body::Template { .. } if vdi.local_ready().is_some() => names::local_lv(dump.sr.uuid, vdi.uuid),
+            _ => continue,
+        };
         if seen.group.as_ref().is_none_or(|group| group.lv(&lv).is_none()) {
             return Err(Error::refused(format!(
-                "the volume group {} lacks {lv}, which holds VDI '{}': the dump is of another time",
+                "the volume group {} lacks {lv}, which holds what VDI '{}' has: the dump is of another time",
                 dump.sr.vg, vdi.name
             )));
         }

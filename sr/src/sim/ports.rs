@@ -414,6 +414,10 @@ impl Media for Port {
     fn open(&mut self, _: &Path, _: Uuid) -> Result<Box<dyn Catalog>> {
         Ok(Box::new(Port(Rc::clone(&self.0))))
     }
+
+    fn look(&mut self, device: &Path, sr: Uuid) -> Result<Box<dyn Catalog>> {
+        self.open(device, sr)
+    }
 }
 
 impl Port {

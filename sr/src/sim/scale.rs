@@ -40,6 +40,10 @@ impl Media for FileMedia {
     fn open(&mut self, _: &Path, sr: Uuid) -> Result<Box<dyn Catalog>> {
         BlockMedia.open(&self.0, sr)
     }
+
+    fn look(&mut self, _: &Path, sr: Uuid) -> Result<Box<dyn Catalog>> {
+        BlockMedia.look(&self.0, sr)
+    }
 }
 
 /// Metadata in this file.
@@ -96,6 +100,7 @@ fn furnished(rig: &Rig, count: usize, image: u64) -> Controller {
         host: Box::new(port()),
         media: Box::new(FileMedia(records.clone())),
         origins: Box::new(port()),
+        blocks: Box::new(port()),
         thin: Box::new(FileMetadata(pool)),
     };
     let options = Options { run_dir: rig.run.path().into(), ..Options::default() };

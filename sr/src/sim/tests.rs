@@ -1,7 +1,9 @@
 //! Every operation from every point of death, and long random lives.
 
 use super::{Mutation, Rig, State};
-use crate::controller::{Controller, SrCreate, SrDestroy, SrRestore, VdiClone, VdiCreate, VdiIntroduce, Work};
+use crate::controller::{
+    Controller, SrCreate, SrDestroy, SrRestore, VdiClone, VdiCreate, VdiIntroduce, Work,
+};
 use crate::error::{ErrorKind, Result};
 
 const CHUNK: u64 = super::CHUNK;
