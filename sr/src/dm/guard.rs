@@ -57,6 +57,8 @@ impl Drop for Guardian {
     fn drop(&mut self) {
         drop(self.pipe.take());
         // SAFETY: waits for a child of ours, without a place for its status.
-        unsafe { libc::waitpid(self.child, std::ptr::null_mut(), 0) };
+        while unsafe { libc::waitpid(self.child, std::ptr::null_mut(), 0) } < 0
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
     }
 }

@@ -220,15 +220,7 @@ impl World {
         until: Instant,
         stop: &dyn Fn() -> bool,
     ) -> Result<()> {
-        let (pool, status) = self.pool_status(session)?;
-        let free = status.data_total.saturating_sub(status.data_used);
-        if status.mode != PoolMode::ReadWrite || free <= status.data_total / KEEP {
-            return Err(Error::failed(format!(
-                "VDI '{}' cannot be flattened further: of the pool {}/{} only {} of {} blocks are free, and the rest is \
-                 left to guests; what was copied stays",
-                vdi.name, session.sr.vg, session.sr.pool_lv, free, status.data_total
-            )));
-        }
+        let (pool, _) = self.pool_status(session)?;
         let made = self.make_scratch(session, vdi, pool.number, work.chunk);
         let copied = made.and_then(|()| self.copy_blocks(session, vdi, work, until, stop));
         // Whatever came of it, nobody else has the thin device afterwards.
@@ -272,9 +264,15 @@ impl World {
         let guard = if live { Some(self.dm.guard(&guest)?) } else { None };
         while let Some(batch) = work.next() {
             let blocks = scratch.wanted(template.as_ref(), &batch, work.chunk).map_err(failed)?;
+            self.check_room(session, vdi, blocks.len() as u64)?;
             if live && !blocks.is_empty() {
                 let held = Instant::now();
-                self.dm.hold(&guest)?;
+                match self.dm.hold(&guest) {
+                    // By a signal, which may be the one that asks to stop.
+                    Err(e) if e.errno == libc::EINTR && !stop() => continue,
+                    Err(e) if e.errno == libc::EINTR => break,
+                    other => other?,
+                }
                 let written = scratch.write_unmapped(&blocks);
                 self.dm.resume(&guest)?;
                 work.adapt(held.elapsed());
@@ -289,6 +287,20 @@ impl World {
         }
         drop(guard);
         scratch.plain.sync().map_err(failed)
+    }
+
+    /// Whether the pool has so many blocks to give that enough is left to guests.
+    fn check_room(&mut self, session: &Session, vdi: &Vdi, blocks: u64) -> Result<()> {
+        let (_, status) = self.pool_status(session)?;
+        let free = status.data_total.saturating_sub(status.data_used);
+        if blocks == 0 || status.mode == PoolMode::ReadWrite && free >= blocks + status.data_total / KEEP {
+            return Ok(());
+        }
+        Err(Error::failed(format!(
+            "VDI '{}' cannot be flattened further: {free} of the {} blocks of the pool {}/{} are free, and what flattening \
+             would take next is left to guests; what was copied stays, and when the pool has grown it goes on",
+            vdi.name, status.data_total, session.sr.vg, session.sr.pool_lv
+        )))
     }
 
     fn open_block(&mut self, name: &str, write: bool) -> Result<Box<dyn Block>> {

@@ -238,6 +238,7 @@ impl World {
         if !active {
             return self.dm.message(pool, message);
         }
+        let _guard = self.dm.guard(name)?;
         self.dm.suspend(name)?;
         let sent = self.dm.message(pool, message);
         // Whatever came of the message, the guest goes on.
@@ -306,10 +307,13 @@ impl World {
             return Err(Error::failed(format!("the device {} is not ours", name.name)));
         }
         self.dm.load(&name.name, table, read_only)?;
-        // Users of a live device wait while its table changes, and go on with the new one.
-        if live {
-            self.dm.suspend(&name.name)?;
+        if !live {
+            return Ok(self.dm.resume(&name.name).map(|()| Outcome::Changed)?);
         }
+        // Users of a live device wait while its table changes, and go on with the new one, even if this process is
+        // killed in between.
+        let _guard = self.dm.guard(&name.name)?;
+        self.dm.suspend(&name.name)?;
         self.dm.resume(&name.name)?;
         Ok(Outcome::Changed)
     }

@@ -55,6 +55,15 @@ struct SimDevice {
     lv: Option<String>,
 }
 
+impl SimDevice {
+    fn resume(&mut self) {
+        self.suspended = false;
+        if let Some(loaded) = self.loaded.take() {
+            self.live = Some(loaded);
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct SimLv {
     name: String,
@@ -185,7 +194,7 @@ impl Sim {
         self.fuel = None;
         for name in std::mem::take(&mut self.guarded) {
             if let Some(device) = self.devices.get_mut(&name) {
-                device.suspended = false;
+                device.resume();
             }
         }
         if reboot {

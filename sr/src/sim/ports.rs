@@ -229,7 +229,7 @@ impl Drop for Guarded {
         if sim.guarded.remove(&self.1)
             && let Some(device) = sim.devices.get_mut(&self.1)
         {
-            device.suspended = false;
+            device.resume();
         }
     }
 }
@@ -315,10 +315,7 @@ impl Dm for Port {
     fn resume(&mut self, name: &str) -> DmResult<()> {
         self.dm("resume", |sim| {
             let device = sim.devices.get_mut(name).ok_or(libc::ENXIO)?;
-            device.suspended = false;
-            if let Some(loaded) = device.loaded.take() {
-                device.live = Some(loaded);
-            }
+            device.resume();
             Ok(())
         })
     }
