@@ -65,6 +65,11 @@ impl<K: Hash + Eq + Copy, V: Clone + Weigh> Memo<K, V> {
         result
     }
 
+    /// Makes `key` the first to be evicted, if it is there and nobody asks for it until then.
+    pub(crate) fn demote(&self, key: &K) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).entries.demote(key);
+    }
+
     /// Adds the weight of a value just made, unless its entry has been evicted meanwhile, and evicts others.
     fn account(&self, key: &K, cell: &Arc<OnceCell<V>>, weight: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +147,18 @@ mod tests {
         assert!(memo.peek(&0).is_some(), "touched last, so kept");
         assert!(memo.peek(&1).is_none(), "the oldest untouched entry goes");
         assert!(memo.peek(&2).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_was_demoted_goes_first() {
+        let memo = Memo::<u32, Bytes>::new(100);
+        for key in 0..2 {
+            memo.get(key, || async { Ok::<_, ()>(value(40)) }).await.unwrap();
+        }
+        memo.demote(&1);
+        memo.get(2, || async { Ok::<_, ()>(value(40)) }).await.unwrap();
+        assert!(memo.peek(&0).is_some() && memo.peek(&1).is_none() && memo.peek(&2).is_some());
+        memo.demote(&7);
     }
 
     #[tokio::test]

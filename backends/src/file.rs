@@ -3,8 +3,8 @@
 //! Opening never blocks on what it finds (FIFOs, sockets) and refuses everything that has no bytes at offsets. Reads
 //! that the page cache can answer are done in place; the others go to a thread that may wait for the disk.
 
-use crate::{Error, Identity, Kind, Location, Source};
-use bytes::{Bytes, BytesMut};
+use crate::{Buffer, Error, Identity, Kind, Location, Source};
+use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
@@ -138,11 +138,11 @@ impl Source for FileSource {
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let len = crate::source::checked_len(&self.identity, &range)?;
-        let mut buffer = BytesMut::zeroed(len);
+        let mut buffer = Buffer::any(len);
         let mut done = 0;
         // What the page cache holds costs no thread. Older kernels refuse the flag, and so do some file systems.
         while done < len {
-            let mut slices = [IoSliceMut::new(&mut buffer[done..])];
+            let mut slices = [IoSliceMut::new(&mut buffer.content()[done..])];
             match rustix::io::preadv2(
                 &self.file,
                 &mut slices,
@@ -157,7 +157,7 @@ impl Source for FileSource {
             let file = self.file.clone();
             let (start, name) = (range.start, self.identity.location.clone());
             buffer = blocking(move || {
-                read_exact(&file, &mut buffer[done..], start + done as u64, &name).map(|()| buffer)
+                read_exact(&file, &mut buffer.content()[done..], start + done as u64, &name).map(|()| buffer)
             })
             .await?;
         }

@@ -7,6 +7,7 @@
 //! This crate knows nothing of image formats, NBD or storage repositories.
 
 mod away;
+mod buffer;
 pub mod cache;
 mod credentials;
 mod error;
@@ -26,6 +27,7 @@ pub mod testing;
 mod tries;
 
 pub use away::AwaySource;
+pub use buffer::Buffer;
 pub use credentials::{CREDENTIALS_FILE, Credentials};
 pub use error::{Error, Kind};
 pub use file::FileSource;

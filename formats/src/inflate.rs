@@ -1,9 +1,8 @@
 //! Decoding of compressed units, with the output capped by what the unit says it holds.
 
-use crate::{Codec, FormatError, Result, Unit, limits};
+use crate::{Codec, FormatError, Result, limits};
 use flate2::{Decompress, FlushDecompress};
 use libdeflater::Decompressor;
-use std::cell::RefCell;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 /// Largest zstd window that is accepted, as a power of two: twice the largest qcow2 cluster. A frame that asks for
@@ -12,16 +11,6 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// Bytes of a vmdk grain marker in front of the data.
 const MARKER_BYTES: usize = 12;
-
-thread_local! {
-    static INFLATER: RefCell<Inflater> = RefCell::new(Inflater::new());
-}
-
-/// Decodes `unit`, of which `stored` are the stored bytes, with decoder state that is kept for each thread. See
-/// [`Inflater::decode`].
-pub fn unit(unit: &Unit, stored: &[u8]) -> Result<Vec<u8>> {
-    INFLATER.with_borrow_mut(|inflater| inflater.decode(unit.codec, stored, unit.decoded))
-}
 
 /// Decoder state that is kept between units: making it anew costs more than inflating a small cluster. One per
 /// thread.
@@ -62,12 +51,7 @@ impl Inflater {
     /// ends sooner; `decoded` is [`Unit::decoded`](crate::Unit::decoded). What follows the compressed stream is
     /// ignored, and so is what the stream holds past `decoded` bytes. A stream that ends sooner is an error.
     pub fn decode(&mut self, codec: Codec, stored: &[u8], decoded: u32) -> Result<Vec<u8>> {
-        if decoded > limits::UNIT_BYTES {
-            let (what, value, limit) =
-                ("a compressed unit", u64::from(decoded), u64::from(limits::UNIT_BYTES));
-            return Err(FormatError::TooLarge { what, value, limit });
-        }
-        let mut clear = vec![0; usize::try_from(decoded).unwrap_or_default()];
+        let mut clear = vec![0; limits::unit_length(decoded)?];
         self.decode_into(codec, stored, &mut clear)?;
         Ok(clear)
     }

@@ -1,5 +1,7 @@
 //! Caps on everything that is read from an image before it is allocated or looped over.
 
+use crate::{FormatError, Result};
+
 /// Most bytes of root tables (L1, grain directory, BAT) in one [`Ask`](crate::Ask).
 pub const ROOT_BYTES: u32 = 32 << 20;
 
@@ -14,6 +16,18 @@ pub const OPEN_ASKS: u32 = 4096;
 
 /// Most bytes that one compressed unit decodes to.
 pub const UNIT_BYTES: u32 = 16 << 20;
+
+/// `decoded`, the bytes that a compressed unit decodes to, as a length of memory.
+///
+/// # Errors
+/// It is more than [`UNIT_BYTES`].
+pub fn unit_length(decoded: u32) -> Result<usize> {
+    if decoded > UNIT_BYTES {
+        let (what, value, limit) = ("a compressed unit", u64::from(decoded), u64::from(UNIT_BYTES));
+        return Err(FormatError::TooLarge { what, value, limit });
+    }
+    Ok(usize::try_from(decoded).unwrap_or_default())
+}
 
 /// Most layers in a chain.
 pub const CHAIN_DEPTH: usize = 64;

@@ -140,7 +140,7 @@ impl CachedLayer {
     /// Decodes what is missing of `units`, which cover the guest range `range` without a gap, and says where it is.
     pub(crate) async fn get_decoded(&self, units: &[Unit], range: Range<u64>, out: &mut Spans) -> Result<()> {
         let Some(object) = &self.decoded else {
-            for (unit, bytes) in decode::units(&self.files, units).await? {
+            for (unit, bytes) in decode::units(&self.files, units, &range).await? {
                 let start = range.start.max(unit.guest);
                 let end = range.end.min(unit.guest + u64::from(unit.decoded));
                 out.push(Span::Bytes(decode::slice(&unit, &bytes, start..end)));
