@@ -36,6 +36,8 @@ pub struct ImageExport {
     counts: Counts,
     /// Reads that wait: when each began, and where it is, by a number of its own.
     waits: Mutex<BTreeMap<u64, (Instant, u64)>>,
+    /// What the last read that failed failed of, until a server is back.
+    said: Mutex<Option<Error>>,
 }
 
 /// What was asked of an export so far.
@@ -74,9 +76,10 @@ impl Drop for Wait<'_> {
 impl ImageExport {
     /// Exports `image` as `name`.
     pub fn new(name: String, image: Arc<Image>) -> Self {
-        let (meter, counts, waits) = (Meter::default(), Counts::default(), Mutex::default());
+        let (meter, counts, waits, said) =
+            (Meter::default(), Counts::default(), Mutex::default(), Mutex::default());
         let patience = READ_DEADLINE;
-        ImageExport { name, image, background: None, recorder: None, meter, patience, counts, waits }
+        ImageExport { name, image, background: None, recorder: None, meter, patience, counts, waits, said }
     }
 
     /// Reads take at most `patience`, and the server is asked again until then. Without it they take at most
@@ -164,10 +167,28 @@ impl ImageExport {
         &self.image
     }
 
+    fn said(&self) -> MutexGuard<'_, Option<Error>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a read that failed, and says so: once, whatever else fails for the same reason.
     fn report(&self, offset: u64, len: u64, error: &Error) -> Errno {
         self.counts.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
+        let before = self.said().replace(error.clone());
+        if before.is_some_and(|before| before.message == error.message) {
+            tracing::debug!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
+        } else {
+            tracing::error!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
+        }
         Errno::Io
+    }
+
+    /// A server answered: that it was away has passed.
+    fn fetched(&self) {
+        let mut said = self.said();
+        if said.as_ref().is_some_and(|error| error.kind == Kind::Away) {
+            *said = None;
+        }
     }
 }
 
@@ -202,6 +223,7 @@ impl Export for ImageExport {
         let mut out = Segments::new();
         match pieces.and_then(|pieces| segments(pieces, &mut out)) {
             Ok(()) => {
+                self.fetched();
                 tracing::debug!(export = self.name, offset, len, elapsed = ?began.elapsed(), "fetched");
                 Ok(out)
             }

@@ -4,7 +4,8 @@
 mod common;
 
 use backends::Source;
-use common::lab::{Lab, SPELLED, check, has_nfs, has_s3, image, outcome, write_credentials};
+use common::lab::{Lab, SPELLED, check, has_nfs, has_s3, image, is_root, outcome, write_credentials};
+use common::nbd::Nbd;
 use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, run, text};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -128,6 +129,28 @@ fn a_file_that_may_not_be_read_is_denied_by_every_kind_of_server() {
             began.elapsed()
         );
     }
+}
+
+#[test]
+fn a_local_file_that_may_not_be_read_is_denied() {
+    let test = "a_local_file_that_may_not_be_read_is_denied";
+    if !has(test, &["setpriv"]) || !is_root(test) {
+        return;
+    }
+    let dir = Dir::new();
+    let shut = dir.join("shut.img");
+    fs::write(&shut, vec![1; 4096]).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o000)).unwrap();
+    // Root without the right to read all files.
+    let less = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"];
+    let output = Command::new("setpriv")
+        .args(less)
+        .args([THINORIGIN, "info", "--no-cache", text(&shut)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("shut.img") && said.contains("permission denied"), "{said}");
 }
 
 #[test]
@@ -309,6 +332,54 @@ fn an_object_replaced_while_it_is_read_is_never_mixed() {
 }
 
 #[test]
+fn an_object_that_is_replaced_is_said_once_and_is_another_when_it_is_opened_again() {
+    let test = "an_object_that_is_replaced_is_said_once_and_is_another_when_it_is_opened_again";
+    if !has(test, &["nginx", "nbdcopy"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let content = |generation: u8| vec![generation; 8 << 20];
+    let put = |generation: u8| {
+        fs::write(dir.join("next"), content(generation)).unwrap();
+        let file = fs::File::options().write(true).open(dir.join("next")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(generation))).unwrap();
+        fs::rename(dir.join("next"), dir.join("disk.img")).unwrap();
+    };
+    put(1);
+    let cache = dir.join("cache");
+    let location = format!("{}/disk.img", http.url);
+    let arguments = ["--cache", text(&cache), "--format", "raw", &location];
+    let server = Server::start(&dir, &arguments);
+    let mut client = Nbd::connect(&server.socket).unwrap();
+    assert_eq!(client.read(1 << 20, 4096).unwrap(), Ok(vec![1; 4096]));
+    put(2);
+    std::thread::scope(|scope| {
+        for reader in 4..8 {
+            let socket = &server.socket;
+            scope.spawn(move || {
+                let mut client = Nbd::connect(socket).unwrap();
+                for _ in 0..3 {
+                    let read = client.read(reader << 20, 4096).unwrap();
+                    assert_eq!(read.map(|bytes| bytes.len()), Err(5));
+                }
+            });
+        }
+    });
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("changed since it was opened")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("ERROR") && lines[0].contains(&location), "{log}");
+    server.terminate();
+    let server = Server::start(&dir, &arguments);
+    check(&dir, &server, "", &content(2));
+    server.terminate();
+    let listed = run(THINORIGIN, &["cache", "list", "--json", "--cache", text(&cache)]).stdout;
+    let listed: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap();
+    assert_eq!(listed.len(), 2, "each under its own name: {listed:?}");
+}
+
+#[test]
 fn no_secret_is_ever_shown() {
     let test = "no_secret_is_ever_shown";
     if !has(test, &["nginx", "openssl", "qemu-img", "setsid"]) {
@@ -380,7 +451,7 @@ fn no_secret_is_ever_shown() {
     }
     run("nbdcopy", &[&uri, text(&dir.join("copy"))]);
     let read = fs::read(dir.join("copy")).unwrap();
-    for file in ["cmdline", "environ"] {
+    for file in ["cmdline", "environ", "comm"] {
         hidden(file, &fs::read(format!("/proc/{}/{file}", server.id())).unwrap());
     }
     run("kill", &["-TERM", &server.id().to_string()]);

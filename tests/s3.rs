@@ -146,6 +146,39 @@ fn a_bucket_that_is_a_virtual_host_is_read() {
 }
 
 #[test]
+fn a_bucket_that_is_open_is_read_by_anybody_and_no_other() {
+    let test = "a_bucket_that_is_open_is_read_by_anybody_and_no_other";
+    if !has_s3(test) {
+        return;
+    }
+    let dir = Dir::new();
+    let object = dir.join("object");
+    fs::write(&object, vec![7; 70_000]).unwrap();
+    let s3 = Lab::start("s3", &dir, &[]);
+    let (open, shut) = (s3.value("S3_OPEN_BUCKET"), s3.value("S3_URL").replace("s3://", ""));
+    let credentials = dir.join("credentials.toml");
+    let section = |bucket: &str| {
+        format!("[\"s3://{bucket}/\"]\nendpoint = {:?}\nanonymous = true\n", s3.value("S3_ENDPOINT"))
+    };
+    write_credentials(&credentials, &[section(&open), section(&shut)].concat());
+    for (bucket, opens) in [(&open, true), (&shut, false)] {
+        s3.run("put", &[text(&object), "disk.img", bucket]);
+        let location = format!("s3://{bucket}/disk.img");
+        let arguments =
+            ["cat", "--no-cache", "--format", "raw", "--credentials", text(&credentials), &location];
+        let output = Command::new(THINORIGIN).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), opens, "{bucket}: {said}");
+        if opens {
+            // A disk is whole sectors.
+            assert_same_bytes(bucket, &output.stdout[..70_000], &vec![7; 70_000]);
+        } else {
+            assert!(said.contains("denies access"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_version_is_read_as_it_was_whatever_comes_after_it() {
     let test = "a_version_is_read_as_it_was_whatever_comes_after_it";
     if !has(test, &["nbdcopy"]) || !has_s3(test) {

@@ -100,6 +100,12 @@ fn comes_and_goes(test: &str, kind: &'static str) {
     let (away, local) = (format!("away={location}"), format!("local={}", text(&image)));
     let server = Server::start(&dir, &["--no-cache", "--credentials", text(&credentials), &away, &local]);
     check(&dir, &server, "away", &wanted);
+    // The same in a cache, which it is read into while the server is there.
+    let other = Dir::new();
+    let cache = other.join("cache");
+    let cached =
+        Server::start(&other, &["--cache", text(&cache), "--credentials", text(&credentials), &away]);
+    check(&other, &cached, "away", &wanted);
 
     let stop = relay.passed() + 200_000;
     relay.spoil(Spoil::Hold(stop));
@@ -124,7 +130,9 @@ fn comes_and_goes(test: &str, kind: &'static str) {
     assert!(!output.status.success(), "{test}: a server that is gone was read");
     assert!(began.elapsed() < LONGEST, "{test}: the error took {:?}", began.elapsed());
     check(&dir, &server, "local", &wanted);
+    check(&other, &cached, "away", &wanted);
     server.terminate();
+    cached.terminate();
 }
 
 #[test]
@@ -246,6 +254,8 @@ fn an_smb_server_that_is_spoiled_is_right_bytes_or_an_error() {
     let more = [
         ("answers to others", Spoil::Flood(others), true),
         ("long messages", Spoil::Flood(long.into()), true),
+        // Messages are signed.
+        ("a changed byte", Spoil::Garble, true),
     ];
     spoiled("an_smb_server_that_is_spoiled_is_right_bytes_or_an_error", "smb", &more);
 }

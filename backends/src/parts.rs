@@ -122,9 +122,7 @@ pub(crate) async fn tried<F: Future<Output = Result<Bytes, Fault>>>(
             Err(_) => tries.out_of_time(),
         };
         if fault.kind == Kind::Changed {
-            let error = error(&identity.location, &fault);
-            tracing::error!("{error}");
-            return Err(changed.get_or_init(|| error).clone());
+            return Err(changed.get_or_init(|| error(&identity.location, &fault)).clone());
         }
         tries.failed(fault).await.map_err(|fault| error(&identity.location, &fault))?;
     }

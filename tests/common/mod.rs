@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The program under test.
@@ -119,6 +120,7 @@ pub(crate) fn assert_same_bytes(what: &str, got: &[u8], wanted: &[u8]) {
 pub(crate) struct Server {
     child: Child,
     pub(crate) socket: PathBuf,
+    log: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -142,9 +144,20 @@ impl Server {
         while !said.lines().any(|line| line.starts_with("ready")) {
             assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "the server ended: {said}");
         }
+        let log = Arc::new(Mutex::new(said));
         // What it logs later is read to its end, so that a full pipe never holds the server up.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Server { child, socket }
+        let more = log.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                *more.lock().unwrap() += &(line + "\n");
+            }
+        });
+        Server { child, socket, log }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// The NBD address of an export.

@@ -244,3 +244,31 @@ pub(super) fn transport(error: &reqwest::Error, failure: Failure) -> Fault {
     let tls = error.is_connect() && (cause.contains("certificate") || cause.contains("UnknownIssuer"));
     Fault::new(Kind::Unreachable, if tls { Failure::Final } else { failure }, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_to_http_without_a_user_and_never_from_tls_to_none() {
+        for (from, to, wanted) in [
+            ("http://a/x/y", "z?sig=1", Some("http://a/x/z?sig=1")),
+            ("http://a/x", "https://b/y", Some("https://b/y")),
+            ("https://a/x", "//b/y", Some("https://b/y")),
+            ("https://a/x", "http://a/x", None),
+            ("http://a/x", "http://user@a/x", None),
+            ("http://a/x", "http://:word@a/x", None),
+            ("http://a/x", "file:///etc/passwd", None),
+            ("http://a/x", "ftp://a/x", None),
+            ("http://a/x", "http://", None),
+        ] {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(to))]);
+            let next = target(&Url::parse(from).unwrap(), &headers);
+            assert_eq!(next.as_ref().ok().map(Url::as_str), wanted, "{from} to {to}");
+            if let Err(fault) = next {
+                assert!(!fault.what.contains("word") && !fault.what.contains("passwd"), "{}", fault.what);
+            }
+        }
+        assert!(target(&Url::parse("http://a/").unwrap(), &HeaderMap::new()).is_err());
+    }
+}

@@ -119,12 +119,7 @@ impl HttpSource {
 
     /// Notes for good that the object changed.
     fn latch(&self, fault: &Fault) -> Error {
-        let latched = self.changed.get_or_init(|| {
-            let error = error(&self.identity.location, fault);
-            tracing::error!("{error}");
-            error
-        });
-        latched.clone()
+        self.changed.get_or_init(|| error(&self.identity.location, fault)).clone()
     }
 
     /// The ways to be tried: those to servers that can be reached; if there is none, all that are left.

@@ -187,11 +187,13 @@ async fn redirects_are_followed_once_and_resolved_again_when_they_expire() {
         source.read(300_000 + i * 70_000..300_000 + i * 70_000 + 10).await.unwrap();
     }
     assert_eq!((front.asked().len(), target.asked().len()), (1, 4));
-    front.always(to("second"));
-    target.lie([Lie::Status(403, String::new())]);
-    source.read(500_000..500_010).await.unwrap();
-    assert_eq!((front.asked().len(), target.asked().len()), (2, 6));
-    assert!(target.heads().last().unwrap().starts_with("GET /images/t?sig=second "));
+    for (again, status) in (1..).zip([400, 401, 403, 404, 410]) {
+        front.always(to(&status.to_string()));
+        target.lie([Lie::Status(status, String::new())]);
+        source.read(500_000..500_010).await.unwrap();
+        assert_eq!((front.asked().len(), target.asked().len()), (1 + again, 4 + 2 * again), "{status}");
+        assert!(target.heads().last().unwrap().starts_with(&format!("GET /images/t?sig={status} ")));
+    }
     // A target that refuses even then is an error, not a circle.
     target.always(Lie::Status(403, String::new()));
     assert_eq!(source.read(500_000..500_010).await.unwrap_err().kind, Kind::Denied);
@@ -301,6 +303,26 @@ async fn s3_requests_are_signed_and_addressed_as_configured() {
     crate::open(&location, &options).await.unwrap();
     let head = origin.heads().pop().unwrap();
     assert!(!head.contains("authorization") && head.contains("x-amz-request-payer: requester\r\n"), "{head}");
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test]
+async fn a_bucket_elsewhere_and_a_reader_who_pays() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let section = format!(
+        "[\"s3://bucket/\"]\nendpoint = \"http://{}\"\naccess_key = \"AK\"\nsecret_key = \"s3cret\"\nrequester_pays = true",
+        origin.address()
+    );
+    let options = options().with_credentials(credentials(&dir, &section));
+    let location: Location = "s3://bucket/a".parse().unwrap();
+    HttpSource::open(&location, &options).await.unwrap();
+    let head = origin.heads().pop().unwrap();
+    assert!(head.contains("x-amz-request-payer: requester\r\n"), "{head}");
+    assert!(head.contains("x-amz-date;x-amz-request-payer,"), "it is signed: {head}");
+    origin.always(Lie::Status(301, "x-amz-bucket-region: eu-y\r\n".into()));
+    let error = HttpSource::open(&location, &options).await.unwrap_err();
+    assert!(error.message.contains("eu-y"), "{error}");
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ pub enum Spoil {
     Drip,
     /// Each connection ends when it has passed on so many.
     Cut(u64),
+    /// The last one of each piece of them is changed.
+    Garble,
     /// These are sent instead, over and over again, for as long as the client takes them.
     Flood(Bytes),
 }
@@ -130,7 +132,7 @@ async fn spoil(
         while !piece.is_empty() {
             let spoil = said.borrow_and_update().clone();
             let left = match &spoil {
-                Spoil::None => u64::MAX,
+                Spoil::None | Spoil::Garble => u64::MAX,
                 Spoil::Hold(most) => most.saturating_sub(state.passed.load(Ordering::SeqCst)),
                 Spoil::Cut(most) => most.saturating_sub(mine),
                 Spoil::Drip => 1,
@@ -142,7 +144,10 @@ async fn spoil(
                 }
             };
             let (now, later) = piece.split_at(piece.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
-            client.write_all(now).await?;
+            match (&spoil, now) {
+                (Spoil::Garble, [first @ .., last]) => client.write_all(&[first, &[!last]].concat()).await?,
+                _ => client.write_all(now).await?,
+            }
             state.passed.fetch_add(now.len() as u64, Ordering::SeqCst);
             mine += now.len() as u64;
             piece = later;
