@@ -59,7 +59,10 @@ pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
     let row = |Listed { attached, under_way }: &Listed| {
         let state = if attached.serving { "serving" } else { "waiting for its image" };
         let (size, format) = (Size(attached.size).to_string(), attached.format.clone());
-        let under_way = under_way.map(|count| count.to_string()).unwrap_or_default();
+        let mut under_way = under_way.map(|count| count.to_string()).unwrap_or_default();
+        if let Some(waiting) = attached.waiting {
+            under_way.push_str(&format!(" (oldest {} s)", waiting.seconds));
+        }
         let local = attached.progress.map(|progress| progress.words()).unwrap_or_default();
         let device = attached.device.clone();
         vec![device, size, format, state.to_owned(), under_way, local, attached.location.clone()]
