@@ -11,11 +11,16 @@ pub(crate) fn exit(program: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to be done if stderr is closed.
-            let _ = writeln!(std::io::stderr(), "{program}: {error}");
+            note(program, &error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Says a sentence on stderr.
+pub(crate) fn note(program: &str, text: &str) {
+    // Nothing is left to be done if stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{program}: {text}");
 }
 
 /// Prints `value` as the one JSON document of a command.

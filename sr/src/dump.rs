@@ -183,6 +183,7 @@ mod tests {
             chunk: 65536,
             owns_vg: true,
             owns_pool: true,
+            grows: None,
         };
         Dump::new(sr, 7, 5, vec![template, disk])
     }

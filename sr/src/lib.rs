@@ -32,8 +32,8 @@ pub mod thin;
 mod view;
 
 pub use controller::{
-    Controller, Options, Report, SrCreate, SrDestroy, SrIntroduce, SrRestore, StepReport, StepState,
-    VdiClone, VdiCreate, VdiIntroduce, Work,
+    Controller, Options, Report, SrCreate, SrDestroy, SrGrow, SrIntroduce, SrRestore, StepReport, StepState,
+    Tended, VdiClone, VdiCreate, VdiIntroduce, Work,
 };
 pub use dump::Dump;
 pub use error::{Error, ErrorKind, Result};

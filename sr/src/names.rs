@@ -108,6 +108,18 @@ pub fn thick_lv(sr: Uuid, vdi: Uuid) -> String {
     format!("smctl-{sr}-thick-{vdi}")
 }
 
+/// The VDI whose preallocated volume in this group has the device called `name`, if it is one of `sr`'s.
+pub fn vdi_of_thick_device(vg: &str, sr: Uuid, name: &str) -> Option<Uuid> {
+    let uuid = name.strip_prefix(&lv_device(vg, &format!("smctl-{sr}-thick-")))?.replace("--", "-");
+    Uuid::try_parse(&uuid).ok().filter(|_| uuid.len() == 36)
+}
+
+/// The VDI that the logical volume `lv` was preallocated for in the SR, if its name says so.
+pub fn vdi_of_thick_lv(sr: Uuid, lv: &str) -> Option<Uuid> {
+    let uuid = lv.strip_prefix(&format!("smctl-{sr}-thick-"))?;
+    Uuid::try_parse(uuid).ok().filter(|_| uuid.len() == 36)
+}
+
 /// The logical volume of a template's local copy.
 pub fn local_lv(sr: Uuid, template: Uuid) -> String {
     format!("smctl-{sr}-local-{template}")
@@ -201,6 +213,14 @@ mod tests {
         let vg = "v".repeat(VG_NAME_MAX);
         assert_eq!(lv_device(&vg, &thick_lv(sr, vdi)).len(), 127);
         assert_eq!(lv_device(&vg, &local_lv(sr, vdi)).len(), 127);
+        for group in ["vg", "my-group"] {
+            let name = lv_device(group, &thick_lv(sr, vdi));
+            assert_eq!(vdi_of_thick_device(group, sr, &name), Some(vdi));
+            assert_eq!(vdi_of_thick_device(group, vdi, &name), None);
+            assert_eq!(vdi_of_thick_device("other", sr, &name), None);
+        }
+        assert_eq!(vdi_of_thick_lv(sr, &thick_lv(sr, vdi)), Some(vdi));
+        assert_eq!(vdi_of_thick_lv(vdi, &thick_lv(sr, vdi)), None);
         assert_eq!(sr_of_meta_lv(&meta_lv(sr)), Some(sr));
         assert_eq!(sr_of_meta_lv(&pool_lv(sr)), None);
         assert_eq!(sr_of_tag(&sr_tag(sr)), Some(sr));

@@ -20,6 +20,16 @@ pub struct SrRecord {
     pub owns_vg: bool,
     /// Whether the pool was made for this SR and goes with it.
     pub owns_pool: bool,
+    /// Whether the pool grows by itself; where nothing is said, it does in a group that was made for the SR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grows: Option<bool>,
+}
+
+impl SrRecord {
+    /// Whether the pool grows by itself.
+    pub fn grows(&self) -> bool {
+        self.grows.unwrap_or(self.owns_vg)
+    }
 }
 
 /// What a VDI is made of.

@@ -89,6 +89,8 @@ pub struct SrInfo {
     pub pool_size: Option<u64>,
     /// Bytes of the pool that are mapped.
     pub pool_used: Option<u64>,
+    /// Whether the pool grows by itself into what the volume group has free.
+    pub pool_grows: Option<bool>,
     /// Block size of the pool, in bytes.
     pub chunk_size: Option<u64>,
     /// Size of the pool's metadata, in bytes.

@@ -55,7 +55,7 @@ pub(crate) enum Sr {
         /// What people call it
         #[arg(long)]
         name: String,
-        /// Size of the thin pool [default: part of the space; it grows]
+        /// Size of the thin pool at first [default: a quarter of the space]; it grows by itself
         #[arg(long, value_name = "SIZE")]
         pool_size: Option<Size>,
         /// The pool's block size, a multiple of 64K [default: the smallest that can address the devices]
@@ -79,6 +79,9 @@ pub(crate) enum Sr {
         /// Use this empty thin pool of the volume group instead
         #[arg(long, value_name = "LV")]
         adopt_pool: Option<String>,
+        /// Let the pool grow by itself into what the volume group has free
+        #[arg(long)]
+        grow: bool,
         /// The volume group
         vg: String,
         #[command(flatten)]
@@ -148,6 +151,33 @@ pub(crate) enum Sr {
         #[command(flatten)]
         change: Change,
     },
+    /// Grow an SR's thin pool, or say whether it grows by itself
+    ///
+    /// Growing suspends the pool, and with it every VDI for as long as reads that are under way take. So it is refused, with
+    /// the template named, while a template under a VDI does not answer. A pool cannot shrink.
+    Grow {
+        /// UUID, name or volume group
+        sr: String,
+        /// The pool's new size [default: grown if four fifths are in use, so that three fifths are]
+        #[arg(long, value_name = "SIZE")]
+        to: Option<Size>,
+        /// Whether the pool grows by itself from now on
+        #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+        automatically: Option<bool>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Grow the thin pools of attached SRs when they have little left, for as long as this runs
+    ///
+    /// What it does and what it cannot do is told on stderr, once. It may be killed at any time.
+    Watch {
+        /// Look once and end
+        #[arg(long)]
+        once: bool,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval: u64,
+    },
     /// Destroy an SR; its VDIs must be destroyed first
     Destroy {
         /// UUID, name or volume group
@@ -197,6 +227,12 @@ pub(crate) enum Vdi {
         /// Its size
         #[arg(long)]
         size: Size,
+        /// Allocate all of its space now and zero it, which takes time; an interrupt leaves nothing
+        ///
+        /// Such a disk never runs out of space and needs no thin pool, but has no snapshots and no clones. Other commands
+        /// can use the SR meanwhile.
+        #[arg(long)]
+        preallocate: bool,
         #[command(flatten)]
         change: Change,
     },
@@ -216,6 +252,8 @@ pub(crate) enum Vdi {
         change: Change,
     },
     /// Make a disk larger; what is added reads as zeros
+    ///
+    /// A preallocated disk is zeroed first where it grows, which takes time; an interrupt leaves it as it was.
     Resize {
         /// The SR
         sr: String,
@@ -332,6 +370,14 @@ pub(crate) enum Vdi {
         /// The VDI
         vdi: String,
     },
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("say yes or no".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

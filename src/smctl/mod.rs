@@ -4,6 +4,7 @@ mod args;
 mod dump;
 mod origins;
 mod show;
+mod watch;
 mod work;
 
 use crate::cli::map;
@@ -13,10 +14,12 @@ use args::{Command, Copy, Global, Smctl, Sr, Vdi};
 use backends::Location;
 use clap::{CommandFactory, Parser};
 use sr::{
-    Controller, ErrorKind, SrCreate, SrDestroy, SrIntroduce, SrRestore, VdiClone, VdiCreate, VdiIntroduce,
+    Controller, ErrorKind, SrCreate, SrDestroy, SrGrow, SrIntroduce, SrRestore, VdiClone, VdiCreate,
+    VdiIntroduce,
 };
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Parses the command line and runs it. Exit codes: 0 done, 1 failed, 2 usage, 3 refused.
 pub fn main() -> ExitCode {
@@ -46,8 +49,9 @@ fn run_sr(command: Sr, global: &Global) -> Result<()> {
             let request = SrCreate { name, devices, pool_size, chunk };
             show::made(open(change.dry_run)?.sr_create(&request)?, |sr| sr.uuid, json)
         }
-        Sr::Introduce { name, pool_size, adopt_pool, vg, change } => {
-            let request = SrIntroduce { name, vg, pool_size: pool_size.map(|size| size.0), adopt_pool };
+        Sr::Introduce { name, pool_size, adopt_pool, grow, vg, change } => {
+            let pool_size = pool_size.map(|size| size.0);
+            let request = SrIntroduce { name, vg, pool_size, adopt_pool, grows: grow };
             show::made(open(change.dry_run)?.sr_introduce(&request)?, |sr| sr.uuid, json)
         }
         Sr::Probe { target } => show::srs(&open(false)?.sr_probe(&target)?, json),
@@ -64,6 +68,15 @@ fn run_sr(command: Sr, global: &Global) -> Result<()> {
             let dump = dump::read(&file, &locations)?;
             show::done(&open(change.dry_run)?.sr_restore(SrRestore { dump, leave_unknown })?, json)
         }
+        Sr::Grow { sr, to, automatically, change } => {
+            let request = SrGrow { size: to.map(|size| size.0), automatically };
+            show::done(&open(change.dry_run)?.sr_grow(&sr, &request)?, json)
+        }
+        Sr::Watch { once: true, .. } => watch::once(&mut open(false)?, json),
+        Sr::Watch { once: false, .. } if json => {
+            Err(Error::usage("--json needs --once here, for it is one document"))
+        }
+        Sr::Watch { once: false, interval } => watch::run(&mut open(false)?, Duration::from_secs(interval)),
         Sr::Destroy { sr, force, change } => {
             show::done(&open(change.dry_run)?.sr_destroy(&SrDestroy { sr, force })?, json)
         }
@@ -80,7 +93,13 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             let request = VdiIntroduce { location, name, patience };
             show::made(open(change.dry_run)?.vdi_introduce(&sr, &request)?, |vdi| vdi.uuid, json)
         }
-        Vdi::Create { sr, name, size, change } => {
+        Vdi::Create { sr, name, size, preallocate: true, change } => {
+            let request = VdiCreate { name, size: size.0 };
+            let mut controller = open(change.dry_run)?;
+            let report = work::watched("zeroing", |work| controller.vdi_preallocate(&sr, &request, work))?;
+            show::made(report, |vdi| vdi.uuid, json)
+        }
+        Vdi::Create { sr, name, size, preallocate: false, change } => {
             let request = VdiCreate { name, size: size.0 };
             show::made(open(change.dry_run)?.vdi_create(&sr, &request)?, |vdi| vdi.uuid, json)
         }
@@ -105,7 +124,9 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             show::done(&open(change.dry_run)?.vdi_revert(&sr, &vdi, &snapshot)?, json)
         }
         Vdi::Resize { sr, vdi, size, change } => {
-            show::done(&open(change.dry_run)?.vdi_resize(&sr, &vdi, size.0)?, json)
+            let mut controller = open(change.dry_run)?;
+            let report = work::watched("zeroing", |work| controller.vdi_resize(&sr, &vdi, size.0, work))?;
+            show::done(&report, json)
         }
         Vdi::Rename { sr, vdi, name, change } => {
             show::done(&open(change.dry_run)?.vdi_rename(&sr, &vdi, &name)?, json)

@@ -21,6 +21,7 @@ pub(super) fn made<T: Serialize>(report: Report<T>, uuid: fn(&T) -> Uuid, json: 
     match &report.record {
         None => done(&report, json),
         Some(record) => {
+            warn(&report.warnings);
             let uuid = uuid(record);
             if json { output::json(&Made { uuid, report }) } else { output::line(&uuid.to_string()) }
         }
@@ -30,13 +31,17 @@ pub(super) fn made<T: Serialize>(report: Report<T>, uuid: fn(&T) -> Uuid, json: 
 /// The device of a VDI that was attached. In a dry run, the steps.
 pub(super) fn attached(report: &Report<VdiInfo>, json: bool) -> Result<()> {
     match report.record.as_ref().and_then(|record| record.device.as_ref()) {
-        Some(device) if !json && !planned(report) => output::line(&device.display().to_string()),
+        Some(device) if !json && !planned(report) => {
+            warn(&report.warnings);
+            output::line(&device.display().to_string())
+        }
         _ => done(report, json),
     }
 }
 
 /// The steps of a change, if they are asked for: in JSON, or in a dry run.
 pub(super) fn done<T: Serialize>(report: &Report<T>, json: bool) -> Result<()> {
+    warn(&report.warnings);
     if json {
         return output::json(report);
     }
@@ -46,6 +51,13 @@ pub(super) fn done<T: Serialize>(report: &Report<T>, json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What somebody should look after, on stderr.
+pub(super) fn warn(warnings: &[String]) {
+    for warning in warnings {
+        output::note("smctl", &format!("warning: {warning}"));
+    }
 }
 
 fn planned<T>(report: &Report<T>) -> bool {

@@ -23,7 +23,7 @@ pub(super) fn watched<T>(what: &str, run: impl FnOnce(&mut Work<'_>) -> sr::Resu
 }
 
 /// Becomes true when the process is asked to stop, which no longer ends it by itself.
-fn stopped(runtime: &Runtime) -> Result<Arc<AtomicBool>> {
+pub(super) fn stopped(runtime: &Runtime) -> Result<Arc<AtomicBool>> {
     let _entered = runtime.enter();
     let failed = |error| Error::failed(format!("cannot handle signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

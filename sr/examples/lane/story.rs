@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 use thinorigin_sr::{
     Controller, ErrorKind, Options, Report, SrCreate, SrDestroy, SrIntroduce, VdiClone, VdiCreate, VdiInfo,
-    VdiIntroduce,
+    VdiIntroduce, Work,
 };
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -188,13 +188,28 @@ pub(crate) fn tell(device: &str) -> Result<()> {
     check("a snapshot is read-only", write(&before_device, 0, b"x").is_err())?;
     smctl.vdi_detach("lane", "before")?;
 
-    timed("vdi resize, attached", || smctl.vdi_resize("lane", "small-a", 2 << 30))?;
+    timed("vdi resize, attached", || {
+        smctl.vdi_resize(
+            "lane",
+            "small-a",
+            2 << 30,
+            &mut Work { progress: &mut |_, _| (), cancelled: &|| false },
+        )
+    })?;
     check(
         "it has grown",
         output("blockdev", &["--getsize64", &small_a.to_string_lossy()])?.trim() == "2147483648",
     )?;
     check("beyond the image are zeros", read(small_a, 1 << 30, 4096)? == [0; 4096])?;
-    refused("shrinking", smctl.vdi_resize("lane", "small-a", 1 << 30))?;
+    refused(
+        "shrinking",
+        smctl.vdi_resize(
+            "lane",
+            "small-a",
+            1 << 30,
+            &mut Work { progress: &mut |_, _| (), cancelled: &|| false },
+        ),
+    )?;
 
     timed("vdi detach", || smctl.vdi_detach("lane", "small-a"))?;
     refused("reverting to what is no snapshot", smctl.vdi_revert("lane", "small-a", "small-b"))?;
@@ -280,6 +295,7 @@ fn guests(device: &str) -> Result<()> {
         vg: "theirs".into(),
         pool_size,
         adopt_pool: adopt.map(Into::into),
+        grows: false,
     };
     refused("a pool that LVM uses", smctl.sr_introduce(&introduce("x", None, Some("used"))))?;
     refused("a volume that is no pool", smctl.sr_introduce(&introduce("x", None, Some("precious"))))?;

@@ -25,6 +25,7 @@ fn sr() -> SrRecord {
         chunk: 65536,
         owns_vg: true,
         owns_pool: true,
+        grows: None,
     }
 }
 

@@ -8,12 +8,15 @@ mod dump;
 mod extents;
 mod find;
 mod flatten;
+mod growth;
 mod local;
 mod sr;
+mod thick;
 mod vdi;
 mod work;
 
 pub use dump::SrRestore;
+pub use growth::{SrGrow, Tended};
 pub use sr::{SrCreate, SrDestroy, SrIntroduce};
 #[cfg(test)]
 pub(crate) use vdi::location as location_of;
@@ -77,6 +80,8 @@ pub struct Report<T> {
     pub steps: Vec<StepReport>,
     /// The SR or VDI as it is now; `None` if it is gone, or would come to be only without `dry_run`.
     pub record: Option<T>,
+    /// What somebody should look after, in sentences.
+    pub warnings: Vec<String>,
 }
 
 impl<T> Report<T> {
@@ -89,7 +94,12 @@ impl<T> Report<T> {
                 Some(Outcome::Unchanged) => StepState::Unchanged,
             },
         };
-        Self { steps: done.into_iter().map(report).collect(), record }
+        Self { steps: done.into_iter().map(report).collect(), record, warnings: Vec::new() }
+    }
+
+    fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
     }
 
     /// Whether anything was changed.

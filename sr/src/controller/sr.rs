@@ -2,7 +2,7 @@
 
 use super::find::FoundSr;
 use super::{Controller, Report};
-use crate::dm::{Device, PoolMode, PoolStatus};
+use crate::dm::Device;
 use crate::engine::{Mode, Session, SrPlace};
 use crate::error::{Error, Result};
 use crate::names::{self, Role, VG_NAME_MAX};
@@ -13,9 +13,6 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// Above this share of the pool in use, in percent, there is a warning.
-const WARN_PERCENT: u64 = 80;
-
 /// An SR to be made on whole devices.
 #[derive(Clone, Debug, Default)]
 pub struct SrCreate {
@@ -23,7 +20,7 @@ pub struct SrCreate {
     pub name: String,
     /// The devices to use, which must be empty.
     pub devices: Vec<PathBuf>,
-    /// Size of the pool, in bytes; a quarter of the devices if not given.
+    /// Size of the pool at first, in bytes; a quarter of the devices if not given. It grows.
     pub pool_size: Option<u64>,
     /// Block size of the pool, in bytes; 64 KiB for pools that these can address.
     pub chunk: Option<u64>,
@@ -40,6 +37,8 @@ pub struct SrIntroduce {
     pub pool_size: Option<u64>,
     /// An empty pool of the group, to be taken instead.
     pub adopt_pool: Option<String>,
+    /// Whether the pool grows by itself into what the group has free.
+    pub grows: bool,
 }
 
 /// An SR to be destroyed.
@@ -83,6 +82,7 @@ impl Controller {
             pool_size: request.pool_size,
             chunk: request.chunk,
             adopt: None,
+            grows: true,
         };
         let place =
             SrPlace { uuid, vg: spec.vg.clone(), pool_lv: spec.pool_lv(), devices: spec.devices.clone() };
@@ -141,6 +141,7 @@ impl Controller {
             pool_size: request.pool_size,
             chunk: None,
             adopt: request.adopt_pool.clone(),
+            grows: request.grows,
         };
         let place =
             SrPlace { uuid, vg: group.name.clone(), pool_lv: spec.pool_lv(), devices: group.devices() };
@@ -164,7 +165,8 @@ impl Controller {
             Mode::Apply => Some(self.sr_info(&uuid.to_string())?),
             Mode::DryRun => None,
         };
-        Ok(Report::new(done, record))
+        let warnings = record.as_ref().map(|sr| sr.warnings.clone()).unwrap_or_default();
+        Ok(Report::new(done, record).with_warnings(warnings))
     }
 
     /// Activates an SR's volumes and mends what a crash left.
@@ -177,14 +179,19 @@ impl Controller {
         let lock = self.locks.sr(found.place.uuid)?;
         let goal = SrGoal::Attached { name: found.name.clone() };
         let mut done = self.world.drive_sr(self.mode, &found.place, &goal)?;
+        let mut warnings = Vec::new();
         if self.mode == Mode::Apply {
             let attached = self.find_attached(&found.place.uuid.to_string())?;
             let mut session = self.world.open(&attached)?;
             done.extend(self.mend(&mut session)?);
+            let untidy = self.untidy_volumes(&session, &found)?;
+            done.extend(self.trim(&mut session, untidy)?);
+            warnings = self.tend_open(&session, &mut done);
         }
         // The report takes the lock for itself.
         drop(lock);
-        self.sr_report(done, found.place.uuid)
+        let report = self.sr_report(done, found.place.uuid)?;
+        Ok(if warnings.is_empty() { report } else { report.with_warnings(warnings) })
     }
 
     /// Brings an attached SR, after whatever crash, to a state without anything half made.
@@ -253,6 +260,7 @@ impl Controller {
         let _host = self.locks.host()?;
         let found = self.find_sr(sr)?;
         let lock = self.locks.sr(found.place.uuid)?;
+        self.refuse_allocating(&found)?;
         let done = self.world.drive_sr(self.mode, &found.place, &SrGoal::Detached)?;
         drop(lock);
         self.sr_report(done, found.place.uuid)
@@ -267,6 +275,7 @@ impl Controller {
         let _host = self.locks.host()?;
         let found = self.find_sr(&request.sr)?;
         let lock = self.locks.sr(found.place.uuid)?;
+        self.refuse_allocating(&found)?;
         if !request.force {
             self.refuse_disks(&found)?;
         }
@@ -390,6 +399,7 @@ impl Controller {
             vg_free: Some(found.group.free),
             pool_size: None,
             pool_used: None,
+            pool_grows: None,
             chunk_size: None,
             metadata_size: None,
             metadata_used: None,
@@ -427,7 +437,9 @@ impl Controller {
         let (_, status) = self.world.pool_status(&open.session)?;
         info.pool_used = Some(status.data_used * info.chunk_size.unwrap_or_default());
         info.metadata_used = Some(status.metadata_used * 4096);
-        info.warnings = warnings(&status, &open.session.sr.vg, &open.session.sr.pool_lv);
+        let record = open.session.catalog.sr()?;
+        info.pool_grows = Some(record.grows());
+        info.warnings = super::growth::shortage(&status, &record);
         self.describe_origins(&open.session, &templates, info)?;
         drop(open.lock);
         Ok(())
@@ -484,30 +496,6 @@ impl FoundSr {
             devices: self.place.devices.clone(),
         }
     }
-}
-
-fn warnings(status: &PoolStatus, vg: &str, pool: &str) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut share = |what: &str, used: u64, total: u64| {
-        let percent = used.saturating_mul(100) / total.max(1);
-        if percent >= WARN_PERCENT {
-            warnings.push(format!("{percent} % of the {what} of {vg}/{pool} is in use"));
-        }
-    };
-    share("data", status.data_used, status.data_total);
-    share("metadata", status.metadata_used, status.metadata_total);
-    match status.mode {
-        PoolMode::ReadWrite => {}
-        PoolMode::OutOfDataSpace => warnings.push(format!("{vg}/{pool} is full: writes to new blocks fail")),
-        PoolMode::ReadOnly => {
-            warnings.push(format!("{vg}/{pool} is read-only after a failure of its metadata"));
-        }
-        PoolMode::Failed => warnings.push(format!("{vg}/{pool} has failed")),
-    }
-    if status.needs_check {
-        warnings.push(format!("the metadata of {vg}/{pool} needs a check: 'lvconvert --repair {vg}/{pool}'"));
-    }
-    warnings
 }
 
 fn same(a: &[PathBuf], b: &[PathBuf]) -> bool {

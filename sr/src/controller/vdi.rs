@@ -1,6 +1,6 @@
 //! The verbs of VDIs.
 
-use super::{Controller, Report};
+use super::{Controller, Report, Work};
 use crate::dm::{SECTOR, ThinStatus};
 use crate::engine::{Done, Mode, Session};
 use crate::error::{Error, Result};
@@ -140,17 +140,25 @@ impl Controller {
         self.vdi_report(&open.session, done, vdi.uuid)
     }
 
-    /// Makes a disk larger; an attached one at once. What is beyond its template reads as zeros.
+    /// Makes a disk larger; an attached one at once. What is added, and what is beyond its template, reads as zeros. For a
+    /// preallocated disk that takes time, in which others have the SR; a stop leaves it as it was.
     ///
     /// # Errors
-    /// `Refused` for a size below what it is, and for what is not a thin disk.
-    pub fn vdi_resize(&mut self, sr: &str, vdi: &str, size: u64) -> Result<Report<VdiInfo>> {
+    /// `Refused` for a size below what it is, for what is no disk, and where the group has no room for a preallocated one;
+    /// `Cancelled` if it was asked to stop.
+    pub fn vdi_resize(
+        &mut self,
+        sr: &str,
+        vdi: &str,
+        size: u64,
+        work: &mut Work<'_>,
+    ) -> Result<Report<VdiInfo>> {
         let mut open = self.open_sr(sr)?;
         let mut vdi = self.find_vdi(&open.session, vdi)?;
         let size = whole_sectors(size)?;
-        if vdi.thin_id().is_none() || vdi.snapshot_of.is_some() {
+        if vdi.is_template() || vdi.snapshot_of.is_some() {
             return Err(Error::refused(format!(
-                "'{}' is not a thin disk, and only those can grow",
+                "'{}' is a template or a snapshot, and only disks can grow",
                 vdi.name
             )));
         }
@@ -161,6 +169,10 @@ impl Controller {
                 size_text(vdi.virtual_size),
                 size_text(size)
             )));
+        }
+        if vdi.body == Body::Thick {
+            let larger = Vdi { virtual_size: size, ..vdi.clone() };
+            return self.grow_thick(open, &vdi, &larger, work);
         }
         vdi.virtual_size = size;
         let uuid = vdi.uuid;
@@ -207,6 +219,9 @@ impl Controller {
     pub fn vdi_destroy(&mut self, sr: &str, vdi: &str) -> Result<Report<VdiInfo>> {
         let mut open = self.open_sr(sr)?;
         let vdi = self.find_vdi(&open.session, vdi)?;
+        if vdi.body == Body::Thick {
+            return self.destroy_thick(open, &vdi);
+        }
         self.reach(&mut open.session, vdi.uuid, &Goal::Gone)
     }
 
@@ -227,7 +242,8 @@ impl Controller {
     }
 
     fn reach(&mut self, session: &mut Session, uuid: Uuid, goal: &Goal) -> Result<Report<VdiInfo>> {
-        let done = self.world.drive_vdi(self.mode, session, uuid, goal)?;
+        let mut done = self.sweep(session)?;
+        done.extend(self.world.drive_vdi(self.mode, session, uuid, goal)?);
         self.vdi_report(session, done, uuid)
     }
 
@@ -237,11 +253,13 @@ impl Controller {
         done: Vec<Done>,
         uuid: Uuid,
     ) -> Result<Report<VdiInfo>> {
+        let mut done = done;
+        let warnings = self.tend_open(session, &mut done);
         let record = match session.catalog.vdi(uuid)? {
             Some(vdi) if self.mode == Mode::Apply => Some(self.show_one(session, &vdi)?),
             _ => None,
         };
-        Ok(Report::new(done, record))
+        Ok(Report::new(done, record).with_warnings(warnings))
     }
 
     /// Every VDI of an SR.
@@ -395,7 +413,7 @@ fn child(parent: &Vdi, name: String, size: Option<u64>) -> Result<Vdi> {
     })
 }
 
-fn whole_sectors(size: u64) -> Result<u64> {
+pub(super) fn whole_sectors(size: u64) -> Result<u64> {
     size.checked_next_multiple_of(SECTOR)
         .ok_or_else(|| Error::refused(format!("a VDI cannot have {size} bytes")))
 }

@@ -1,9 +1,11 @@
 //! Observe, plan, apply, and again, until nothing is left to do.
 
 mod flatten;
+mod growth;
 mod local;
 mod restore;
 mod sr;
+mod thick;
 mod thin;
 mod vdi;
 

@@ -5,7 +5,7 @@ use crate::Outcome;
 use crate::dm::{PoolMessage, PoolStatus};
 use crate::error::{Error, Result};
 use crate::names;
-use crate::plan::{SrGoal, SrSeen, Step};
+use crate::plan::{SrGoal, SrSeen, Step, growth};
 use crate::record::{Ledger, SrRecord};
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -55,7 +55,7 @@ impl World {
             _ => None,
         };
         let devices = self.dm.names()?;
-        Ok(SrSeen {
+        let mut seen = SrSeen {
             uuid: place.uuid,
             vg_name: place.vg.clone(),
             pool_lv: place.pool_lv.clone(),
@@ -68,7 +68,15 @@ impl World {
             remembered: self.host.attached()?.into_iter().find(|sr| sr.uuid == place.uuid),
             devices: devices.into_iter().filter(|name| names::role(place.uuid, name).is_some()).collect(),
             links: self.host.links(place.uuid)?,
-        })
+            hung: Vec::new(),
+        };
+        // Asking templates takes long where one does not answer, so they are asked only before something hangs on it.
+        if let SrGoal::Grown(growth) = goal
+            && !growth::due(growth, &seen)?.is_empty()
+        {
+            seen.hung = self.hung_origins(place.uuid)?;
+        }
+        Ok(seen)
     }
 
     pub(crate) fn apply_sr(
@@ -101,6 +109,10 @@ impl World {
                 SrGoal::Restored(wanted) => self.write_records(place, wanted, seen)?,
                 _ => return Err(Error::failed("only an SR that is restored is given records")),
             },
+            Step::GrowPool { vg, pool_lv, size } => self.lvm.extend(devices, vg, pool_lv, *size)?,
+            Step::GrowMetadata { vg, pool_lv, size } => {
+                self.lvm.extend_metadata(devices, vg, pool_lv, *size)?;
+            }
             Step::Activate { vg, lv } => self.lvm.activate(devices, vg, lv)?,
             Step::Deactivate { vg, lv } => self.lvm.deactivate(devices, vg, lv)?,
             Step::RemoveVolume { vg, lv } => self.lvm.remove_volume(devices, vg, lv)?,
@@ -133,6 +145,7 @@ impl World {
             chunk,
             owns_vg: spec.owns_vg(),
             owns_pool: spec.adopt.is_none(),
+            grows: Some(spec.grows),
         };
         let ledger = Ledger { transaction_id: status.transaction_id, next_thin_id: 1, intent: None };
         self.media.format(&device.number.dm_node(), &record, &ledger, &[])

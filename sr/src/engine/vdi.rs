@@ -35,12 +35,14 @@ impl World {
             Some(device) => self.host.users(device.number)?,
             None => Vec::new(),
         };
+        let about_volume = matches!(goal, Goal::Reserved(_) | Goal::Trimmed);
         let volume = match &vdi {
-            Some(vdi) if vdi.body == Body::Thick => {
-                self.lv_device(&sr.vg, &names::thick_lv(sr.uuid, uuid))?
-            }
-            _ => None,
+            Some(vdi) if vdi.body != Body::Thick => None,
+            None if !about_volume => None,
+            _ => self.lv_device(&sr.vg, &names::thick_lv(sr.uuid, uuid))?,
         };
+        // Asking LVM takes long, so it is asked only about volumes that are to change.
+        let space = if about_volume { Some(self.space(session, uuid)?) } else { None };
         let source = match goal {
             Goal::Made { from: Some(from), .. } | Goal::Reverted { from, .. } => {
                 session.catalog.vdi(*from)?
@@ -55,6 +57,7 @@ impl World {
         };
         let origin = match goal {
             Goal::Settled | Goal::Made { .. } | Goal::Reverted { .. } => None,
+            Goal::Reserved(_) | Goal::Trimmed => None,
             Goal::Recorded(_) if device.is_none() => None,
             _ => self.observe_origin(session, vdi.as_ref(), goal)?,
         };
@@ -70,6 +73,7 @@ impl World {
             source,
             suspect,
             descendants: session.catalog.descendants(uuid)?,
+            space,
             scratch: self.scratch(sr.uuid, uuid)?,
             vdi,
             sr,
@@ -162,6 +166,15 @@ impl World {
             }
             Step::MapOrigin { .. } => return self.map_origin(seen),
             Step::UnmapOrigin { template } => self.unmap(&names::origin_device(sr, *template))?,
+            Step::CreateThick { vg, lv, size, .. } => {
+                self.lvm.create_linear(&session.sr.devices, vg, lv, *size, &[names::TAG.into()])?;
+            }
+            Step::ExtendThick { vg, lv, size, .. } => {
+                self.lvm.extend(&session.sr.devices, vg, lv, *size)?;
+            }
+            Step::ReduceThick { vg, lv, size, .. } => {
+                self.lvm.reduce(&session.sr.devices, vg, lv, *size)?;
+            }
             Step::CreateLocal { vg, lv, size, .. } => {
                 self.lvm.create_linear(&session.sr.devices, vg, lv, *size, &[names::TAG.into()])?;
             }

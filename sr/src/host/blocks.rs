@@ -3,11 +3,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What memory and places must be multiples of, at most, for the kernel to pass the page cache by, in bytes.
 const ALIGNMENT: usize = 4096;
+
+/// `_IO(0x12, 127)` (Linux, include/uapi/linux/fs.h).
+const BLKZEROOUT: libc::Ioctl = 0x127f;
 
 /// Opens block devices.
 pub trait Blocks {
@@ -31,6 +35,13 @@ pub trait Block {
     /// # Errors
     /// The device gives an error; some of the bytes may have been written.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes the `len` bytes from `offset` zeros, which stay allocated. When this returns the device has them, but a loss
+    /// of power may still lose them. It takes as long as writing them where the device cannot do better.
+    ///
+    /// # Errors
+    /// The device gives an error; some of the bytes may be zeros.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Makes durable what was written, and what had to be noted for that (a thin pool's mappings).
     ///
@@ -74,6 +85,13 @@ impl Block for Direct {
         let (mut memory, start) = aligned(bytes.len());
         memory[start..start + bytes.len()].copy_from_slice(bytes);
         self.file.write_all_at(&memory[start..start + bytes.len()], offset)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let range = [offset, len];
+        // SAFETY: BLKZEROOUT reads two 64-bit numbers, which live until the call returns.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKZEROOUT, range.as_ptr()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod lock;
+mod pulse;
 mod system;
 
 pub use blocks::{Block, Blocks, DirectBlocks};
@@ -12,7 +13,9 @@ use crate::Outcome;
 use crate::dm::DeviceNumber;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// A block device that somebody wants to give to an SR.
@@ -62,6 +65,13 @@ pub trait Host {
     /// # Errors
     /// The kernel's tables cannot be read.
     fn users(&mut self, device: DeviceNumber) -> Result<Vec<String>>;
+
+    /// Of each device-mapper device, whether it answers within `patience` to a read in its range of bytes, and to what was
+    /// asked of it before. An error is an answer.
+    ///
+    /// # Errors
+    /// That cannot be tried.
+    fn answer(&mut self, devices: &[(DeviceNumber, Range<u64>)], patience: Duration) -> Result<Vec<bool>>;
 
     /// Every block device that may hold a physical volume: no NBD device and none of ours.
     ///

@@ -8,9 +8,11 @@ use crate::names::{self, UUID_PREFIX};
 use serde::Deserialize;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// This host.
@@ -31,7 +33,7 @@ impl SystemHost {
     }
 }
 
-fn failed<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
+pub(super) fn failed<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
     move |e| Error::failed(format!("cannot {verb} {}", path.display())).because(e)
 }
 
@@ -44,12 +46,12 @@ fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn sysfs(device: DeviceNumber) -> PathBuf {
+pub(super) fn sysfs(device: DeviceNumber) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{device}"))
 }
 
 /// A file of `/sys`, which has one line; empty if there is no such file.
-fn line(path: &Path) -> Result<String> {
+pub(super) fn line(path: &Path) -> Result<String> {
     let text = existing(fs::read_to_string(path)).map_err(failed("read", path))?;
     Ok(text.unwrap_or_default().trim_end().to_owned())
 }
@@ -125,6 +127,10 @@ impl Host for SystemHost {
             }
         }
         Ok(users)
+    }
+
+    fn answer(&mut self, devices: &[(DeviceNumber, Range<u64>)], patience: Duration) -> Result<Vec<bool>> {
+        super::pulse::answers(devices, patience)
     }
 
     fn candidates(&mut self) -> Result<Vec<PathBuf>> {

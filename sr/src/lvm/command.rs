@@ -2,6 +2,7 @@
 
 use super::{Found, Lvm, PoolSpec, report};
 use crate::error::{Error, Result};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -31,6 +32,8 @@ impl LvmCommand {
         command
             .args(arguments)
             .args(["--config", &settings(devices, self.udev)])
+            // An interrupt at the terminal is for smctl, which lets LVM end what it has begun.
+            .process_group(0)
             .env("LC_ALL", "C")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1");
         tracing::debug!(?arguments, "lvm");
@@ -141,6 +144,19 @@ impl Lvm for LvmCommand {
         ];
         self.create(devices, &fixed, tags, vg)?;
         self.keep_inactive(devices, vg, &pool.name)
+    }
+
+    fn extend(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()> {
+        self.run(devices, &["lvextend", "-q", "-L", &bytes(size), &volume(vg, lv)]).map(drop)
+    }
+
+    fn extend_metadata(&mut self, devices: &[PathBuf], vg: &str, pool: &str, size: u64) -> Result<()> {
+        let arguments = ["lvextend", "-q", "--poolmetadatasize", &bytes(size), &volume(vg, pool)];
+        self.run(devices, &arguments).map(drop)
+    }
+
+    fn reduce(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()> {
+        self.run(devices, &["lvreduce", "-q", "-y", "-f", "-L", &bytes(size), &volume(vg, lv)]).map(drop)
     }
 
     fn activate(&mut self, devices: &[PathBuf], vg: &str, lv: &str) -> Result<()> {

@@ -130,6 +130,25 @@ pub trait Lvm {
     /// LVM refuses, as it does without room.
     fn create_pool(&mut self, devices: &[PathBuf], vg: &str, pool: &PoolSpec, tags: &[String]) -> Result<()>;
 
+    /// Makes a linear volume or the data of a pool this long. Its users wait while the table changes; a pool's are all thin
+    /// devices, each until its I/O under way has ended.
+    ///
+    /// # Errors
+    /// LVM refuses, as it does without room.
+    fn extend(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()>;
+
+    /// Makes the metadata of a pool this long; else as [`extend`](Lvm::extend).
+    ///
+    /// # Errors
+    /// LVM refuses, as it does without room for the metadata and its spare.
+    fn extend_metadata(&mut self, devices: &[PathBuf], vg: &str, pool: &str, size: u64) -> Result<()>;
+
+    /// Makes a linear volume this long, and what was beyond is lost.
+    ///
+    /// # Errors
+    /// LVM refuses.
+    fn reduce(&mut self, devices: &[PathBuf], vg: &str, lv: &str, size: u64) -> Result<()>;
+
     /// Activates a volume; nothing happens if it is active.
     ///
     /// # Errors

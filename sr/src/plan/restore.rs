@@ -36,6 +36,7 @@ impl Restored {
             pool_size: None,
             chunk: None,
             adopt: (!sr.owns_pool).then(|| sr.pool_lv.clone()),
+            grows: sr.grows(),
         }
     }
 }
@@ -43,6 +44,19 @@ impl Restored {
 pub(super) fn restore(wanted: &Restored, seen: &SrSeen) -> Result<Vec<Step>> {
     let (dump, sr) = (&wanted.dump, &wanted.dump.sr);
     let mut steps = Vec::new();
+    // A volume without a record is taken for what a crash left, and removed.
+    let volumes = seen.group.iter().flat_map(|group| &group.lvs);
+    let unknown = volumes.filter(|lv| {
+        let vdi = crate::names::vdi_of_thick_lv(sr.uuid, &lv.name);
+        vdi.is_some_and(|uuid| dump.vdis.iter().all(|vdi| vdi.uuid != uuid))
+    });
+    if let Some(lv) = unknown.into_iter().next() {
+        return Err(Error::refused(format!(
+            "the volume {}/{} is of a preallocated VDI that the dump does not know, and would be removed: 'lvrename' keeps \
+             it, 'lvremove' gives it up",
+            sr.vg, lv.name
+        )));
+    }
     let Some(pool) = seen.pool_volume() else {
         return Err(Error::not_found(format!(
             "the volume group {} has no volume {}, which is the pool of SR '{}'",

@@ -1,5 +1,6 @@
 //! Plans for whole SRs.
 
+use super::growth::{self, Growth};
 use super::restore::{RestoreSeen, Restored, restore};
 use super::step::{Step, size_text};
 use crate::dm::{Device, PoolMode, PoolStatus, Target};
@@ -23,7 +24,7 @@ pub(super) const META_SIZE: u64 = 64 << 20;
 const POOL_METADATA_MIN: u64 = 8 << 20;
 
 /// The most metadata that the kernel uses: 255 bitmaps of 16 × 1020 blocks of 4096 bytes, less what LVM leaves.
-const POOL_METADATA_MAX: u64 = 255 * 16_320 * 4096;
+pub(super) const POOL_METADATA_MAX: u64 = 255 * 16_320 * 4096;
 
 /// Metadata per block of the pool: 48 bytes, and as much again, because running out of it is far worse than running
 /// out of data.
@@ -32,7 +33,7 @@ const METADATA_PER_CHUNK: u64 = 96;
 /// The most data that blocks of 64 KiB can address with all the metadata there can be.
 const CHUNK_MIN_REACH: u64 = 15 << 40;
 
-/// A pool's share of a group that is the SR's own. It can grow but never shrink, and preallocated VDIs need room.
+/// A pool's share of a group that is the SR's own, at first. It can grow but never shrink, and preallocated VDIs need room.
 const POOL_SHARE: u64 = 4;
 
 /// An SR that is to be.
@@ -49,6 +50,8 @@ pub(crate) struct SrSpec {
     pub(crate) chunk: Option<u64>,
     /// An empty pool of the group that is taken instead of a new one.
     pub(crate) adopt: Option<String>,
+    /// Whether the pool grows by itself.
+    pub(crate) grows: bool,
 }
 
 impl SrSpec {
@@ -82,6 +85,8 @@ pub(crate) enum SrGoal {
     Detached,
     /// Its records are those of a dump, and it is attached.
     Restored(Box<Restored>),
+    /// Its pool has room, or the size that somebody wants.
+    Grown(Growth),
     /// Nothing of it exists, except a group and a pool that were there before it.
     Destroyed { owns_vg: bool, owns_pool: bool },
 }
@@ -109,6 +114,8 @@ pub(crate) struct SrSeen {
     pub(crate) devices: Vec<String>,
     /// VDIs that have a link.
     pub(crate) links: Vec<Uuid>,
+    /// Templates under VDIs that do not answer; looked at only where the pool is about to grow.
+    pub(crate) hung: Vec<Uuid>,
 }
 
 impl SrSeen {
@@ -131,6 +138,7 @@ pub(crate) fn plan_sr(goal: &SrGoal, seen: &SrSeen) -> Result<Vec<Step>> {
         SrGoal::Attached { name } => attach(name, seen),
         SrGoal::Restored(wanted) => restore(wanted, seen),
         SrGoal::Detached => detach(seen),
+        SrGoal::Grown(growth) => growth::grow(growth, seen),
         SrGoal::Destroyed { owns_vg, owns_pool } => destroy(*owns_vg, *owns_pool, seen),
     }
 }

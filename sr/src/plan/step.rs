@@ -66,6 +66,21 @@ pub(crate) enum Step {
     MapOrigin { template: Uuid },
     /// Removes the template's padded device.
     UnmapOrigin { template: Uuid },
+    /// Gives the thin pool this much data, in bytes.
+    GrowPool { vg: String, pool_lv: String, size: u64 },
+    /// Gives the thin pool this much metadata, in bytes.
+    GrowMetadata { vg: String, pool_lv: String, size: u64 },
+    /// Says in the SR's record whether the pool grows by itself.
+    SetGrows { grows: bool },
+
+    /// Makes the volume of a preallocated VDI, which may hold anything.
+    CreateThick { vg: String, lv: String, name: String, size: u64 },
+    /// Makes the volume of a preallocated VDI longer by what may hold anything.
+    ExtendThick { vg: String, lv: String, name: String, size: u64 },
+    /// Cuts off what is beyond the recorded size of a preallocated VDI.
+    ReduceThick { vg: String, lv: String, name: String, size: u64 },
+    /// Zeroes part of the volume of a preallocated VDI.
+    Zero { vdi: Uuid, name: String, bytes: u64 },
     /// Makes the volume for a template's local copy.
     CreateLocal { vg: String, lv: String, name: String, size: u64 },
     /// Activates the volume of a template's local copy.
@@ -108,6 +123,14 @@ pub(crate) fn size_text(bytes: u64) -> String {
     }
     let tenths = (u128::from(bytes) * 10).div_ceil(u128::from(scale));
     format!("{}.{} {unit}", tenths / 10, tenths % 10)
+}
+
+/// A size for people that others may want to reckon with: rounded, and to the byte.
+pub(crate) fn exact_size_text(bytes: u64) -> String {
+    if bytes < 1024 {
+        return size_text(bytes);
+    }
+    format!("{} ({bytes} bytes)", size_text(bytes))
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -166,6 +189,28 @@ impl fmt::Display for Step {
             Self::MapOrigin { template } => write!(f, "map the padded device of template {template}"),
             Self::UnmapOrigin { template } => {
                 write!(f, "remove the padded device of template {template}")
+            }
+            Self::GrowPool { vg, pool_lv, size } => {
+                write!(f, "grow the thin pool {vg}/{pool_lv} to {}", size_text(*size))
+            }
+            Self::GrowMetadata { vg, pool_lv, size } => {
+                write!(f, "grow the metadata of the thin pool {vg}/{pool_lv} to {}", size_text(*size))
+            }
+            Self::SetGrows { grows: true } => write!(f, "record that the pool grows by itself"),
+            Self::SetGrows { grows: false } => write!(f, "record that the pool does not grow by itself"),
+            Self::CreateThick { vg, lv, name, size } => {
+                write!(f, "make the volume {vg}/{lv} of {} for preallocated VDI '{name}'", size_text(*size))
+            }
+            Self::ExtendThick { vg, lv, name, size } => {
+                write!(f, "extend the volume {vg}/{lv} of preallocated VDI '{name}' to {}", size_text(*size))
+            }
+            Self::ReduceThick { vg, lv, name, size } => write!(
+                f,
+                "cut the volume {vg}/{lv} of preallocated VDI '{name}' back to {}",
+                size_text(*size)
+            ),
+            Self::Zero { vdi, name, bytes } => {
+                write!(f, "zero {} of preallocated VDI '{name}' ({vdi})", size_text(*bytes))
             }
             Self::CreateLocal { vg, lv, name, size } => {
                 write!(f, "make the volume {vg}/{lv} of {} for a copy of template '{name}'", size_text(*size))

@@ -1,7 +1,8 @@
 //! Plans for VDIs.
 
-use super::local;
 use super::step::{Step, size_text};
+use super::thick::Space;
+use super::{local, thick};
 use crate::dm::{Device, DeviceNumber, PoolMode, PoolStatus, Table, Target};
 use crate::error::{Error, Result};
 use crate::record::{Body, Intent, Ledger, LocalCopy, Source, SrRecord, THIN_ID_MAX, Vdi};
@@ -33,6 +34,10 @@ pub(crate) enum Goal {
     Detached,
     /// It is as attached as it nearly is: a whole device is kept and mended, anything less goes.
     Mended,
+    /// It has a volume for a preallocated VDI of this record, which may hold anything beyond what is recorded.
+    Reserved(Vdi),
+    /// Its volume, if it is or was to be a preallocated one, is as the record says, and gone without one.
+    Trimmed,
     /// Its template is a block device, padded, whether anybody stands on it or not.
     Shown,
     /// Nothing of its template, or of itself if it is one, is open for nobody.
@@ -88,6 +93,8 @@ pub(crate) struct Seen {
     pub(crate) suspect: Option<(Uuid, Device)>,
     /// How many VDIs have this one as their template.
     pub(crate) descendants: u64,
+    /// The volume group as to its volume, where the goal needs to know.
+    pub(crate) space: Option<Space>,
     /// Whether a device of its flattening is left.
     pub(crate) scratch: bool,
 }
@@ -137,6 +144,8 @@ pub(crate) fn plan_vdi(goal: &Goal, seen: &Seen) -> Result<Vec<Step>> {
         Goal::Attached { read_only } => attach(*read_only, seen),
         Goal::Detached => detach(seen),
         Goal::Mended => mend(seen),
+        Goal::Reserved(vdi) => thick::reserve(vdi, seen),
+        Goal::Trimmed => thick::trim(seen),
         Goal::Shown => Ok(seen.origin.iter().flat_map(|origin| open_origin(origin, seen)).collect()),
         Goal::Released => Ok(release_origin(seen, 0)),
         Goal::RoomMade(copy) => local::make_room(copy, seen),
@@ -357,13 +366,8 @@ fn gone(seen: &Seen) -> Result<Vec<Step>> {
             steps.push(Step::RecordIntent(Intent::Drop { id }));
             steps.extend(drop_thin(id));
         }
-        Body::Thick => {
-            steps.push(Step::RemoveVolume {
-                vg: seen.sr.vg.clone(),
-                lv: crate::names::thick_lv(seen.sr.uuid, vdi.uuid),
-            });
-            steps.push(Step::RemoveRecord { vdi: vdi.uuid, name: vdi.name.clone() });
-        }
+        // Its volume goes when it is trimmed, for then no record says that anybody has it.
+        Body::Thick => steps.push(Step::RemoveRecord { vdi: vdi.uuid, name: vdi.name.clone() }),
     }
     Ok(steps)
 }

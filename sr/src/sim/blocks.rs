@@ -68,12 +68,36 @@ impl Block for SimBlock {
         Ok(())
     }
 
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut sim = self.sim.borrow_mut();
+        let device = sim.device_of_minor(self.minor).cloned().ok_or_else(|| error(libc::ENXIO))?;
+        let lv = device.lv.ok_or_else(|| error(libc::EIO))?;
+        let chunks: Vec<u64> = (offset / CHUNK..(offset + len) / CHUNK).collect();
+        // A loss of power, or a kill, may come in the middle.
+        for half in chunks.chunks(chunks.len().div_ceil(2).max(1)) {
+            sim.effect(|sim| {
+                for &chunk in half {
+                    let volume = sim.volume_mut(&lv).ok_or_else(|| error(libc::ENXIO))?;
+                    let old = volume.bytes.insert(chunk, 0).unwrap_or_default();
+                    sim.unsynced_zeros.push((lv.clone(), chunk, old));
+                }
+                Ok::<_, io::Error>(())
+            })
+            .ok_or_else(|| error(libc::EIO))??;
+        }
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         let mut sim = self.sim.borrow_mut();
         if sim.mutation == Mutation::LostSync {
             return Ok(());
         }
-        sim.effect(|sim| sim.unsynced.clear()).ok_or_else(|| error(libc::EIO))
+        let clear = |sim: &mut Sim| {
+            sim.unsynced.clear();
+            sim.unsynced_zeros.clear();
+        };
+        sim.effect(clear).ok_or_else(|| error(libc::EIO))
     }
 }
 

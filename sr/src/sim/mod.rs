@@ -4,6 +4,8 @@
 //! that forget their origin, transaction ids that must match. What a step of ours gets wrong shows as wrong bytes, a
 //! leaked device id or a device that nobody knows.
 
+#[cfg(test)]
+mod allocation;
 mod blocks;
 mod ports;
 #[cfg(feature = "scale")]
@@ -17,7 +19,7 @@ use crate::dm::{Table, Target};
 use crate::engine::World;
 use crate::host::Attached;
 use crate::names::{self, Role};
-use crate::record::{Ledger, SrRecord, Vdi};
+use crate::record::{Body, Ledger, SrRecord, Vdi};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -42,6 +44,8 @@ enum Mutation {
     LostSync,
     /// What is flattened is written while the guest writes.
     Unheld,
+    /// A pool grows without the templates being asked whether they answer.
+    BlindGrowth,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -97,6 +101,14 @@ struct Sim {
     thins: BTreeMap<u32, BTreeMap<u64, u8>>,
     /// The metadata snapshot, as the chunks were mapped when it was made.
     held: Option<BTreeMap<u32, BTreeMap<u64, u8>>>,
+    /// Chunks of volumes that were zeroed and are lost with the power, and what they hold then.
+    unsynced_zeros: Vec<(String, u64, u8)>,
+    /// Chunks of the pool that are in use beside those of `thins`.
+    ballast: u64,
+    /// Blocks of the pool's metadata, and how many are in use.
+    metadata: (u64, u64),
+    /// Whether templates do not answer.
+    hung: bool,
     /// Chunks of device ids that were mapped and are lost with the power.
     unsynced: BTreeSet<(u32, u64)>,
     /// Devices that go on when the process ends.
@@ -125,6 +137,7 @@ struct Face {
     /// Whether a disk shows a template, and a template is copied into the SR.
     dependent: bool,
     local: bool,
+    thick: bool,
 }
 
 type State = BTreeMap<String, Face>;
@@ -148,6 +161,10 @@ impl Sim {
             transaction_id: 0,
             thins: BTreeMap::new(),
             held: None,
+            unsynced_zeros: Vec::new(),
+            ballast: 0,
+            metadata: (0, 0),
+            hung: false,
             unsynced: BTreeSet::new(),
             guarded: BTreeSet::new(),
             cached: BTreeMap::new(),
@@ -198,6 +215,11 @@ impl Sim {
             }
         }
         if reboot {
+            for (lv, chunk, byte) in std::mem::take(&mut self.unsynced_zeros).into_iter().rev() {
+                if let Some(volume) = self.volume_mut(&lv) {
+                    volume.bytes.insert(chunk, byte);
+                }
+            }
             for (id, chunk) in std::mem::take(&mut self.unsynced) {
                 if let Some(thin) = self.thins.get_mut(&id) {
                     thin.remove(&chunk);
@@ -271,6 +293,16 @@ impl Sim {
         self.group.as_ref()?.2.iter().find(|it| it.name == lv)
     }
 
+    /// Blocks of the pool's data.
+    fn pool_chunks(&self) -> u64 {
+        let volumes = self.group.iter().flat_map(|group| &group.2);
+        volumes.filter(|lv| lv.kind == "thin-pool").map(|lv| lv.size / CHUNK).sum()
+    }
+
+    fn volume_mut(&mut self, lv: &str) -> Option<&mut SimLv> {
+        self.group.as_mut()?.2.iter_mut().find(|it| it.name == lv)
+    }
+
     /// What the users of the SR can tell, by name, and whether anything is as it must not be.
     fn state(&self) -> Result<State, String> {
         let Some(records) = self.records() else { return Ok(State::new()) };
@@ -281,6 +313,11 @@ impl Sim {
             let byte = |chunk: u64| -> Result<u8, String> {
                 if let Some(device) = device {
                     return self.read(device, chunk).ok_or(format!("'{}' cannot be read", vdi.name));
+                }
+                if vdi.body == Body::Thick {
+                    let volume = self.volume(&names::thick_lv(records.sr.uuid, vdi.uuid));
+                    let byte = volume.and_then(|volume| volume.bytes.get(&chunk).copied());
+                    return byte.ok_or(format!("'{}' has lost its volume", vdi.name));
                 }
                 let own = match vdi.thin_id() {
                     Some(id) => self
@@ -303,6 +340,7 @@ impl Sim {
                 bytes: (0..chunks).map(byte).collect::<Result<_, _>>()?,
                 dependent: vdi.origin.is_some(),
                 local: vdi.local().is_some(),
+                thick: vdi.body == Body::Thick,
             };
             state.insert(vdi.name.clone(), face);
         }
@@ -338,6 +376,18 @@ impl Sim {
         if copies != volumes {
             return Err(format!("local copies are recorded of {copies:?}, and volumes are {volumes:?}"));
         }
+        let thick = records.vdis.values().filter(|vdi| vdi.body == Body::Thick);
+        let thick: BTreeSet<_> = thick
+            .map(|vdi| {
+                let size = vdi.virtual_size.next_multiple_of(ports::EXTENT);
+                (names::thick_lv(records.sr.uuid, vdi.uuid), size)
+            })
+            .collect();
+        let volumes = self.group.iter().flat_map(|group| &group.2).filter(|lv| lv.name.contains("-thick-"));
+        let volumes: BTreeSet<_> = volumes.map(|lv| (lv.name.clone(), lv.size)).collect();
+        if thick != volumes {
+            return Err(format!("preallocated are by the records {thick:?}, and volumes are {volumes:?}"));
+        }
         let mut pads = BTreeSet::new();
         let mut linked = BTreeSet::new();
         for (name, device) in &self.devices {
@@ -355,7 +405,10 @@ impl Sim {
                     linked.insert(vdi);
                 }
                 Some(Role::Scratch(_)) => return Err(format!("{name} is left")),
-                None if device.lv.as_ref().is_some_and(|lv| lv.contains("-local-"))
+                None if device
+                    .lv
+                    .as_ref()
+                    .is_some_and(|lv| lv.contains("-local-") || lv.contains("-thick-"))
                     && self.open_count(device.minor) == 0 =>
                 {
                     return Err(format!("nobody uses {name}, and it is active"));
@@ -380,7 +433,12 @@ impl Sim {
     fn write(&mut self, name: &str, chunk: u64, byte: u8) {
         let records = self.records.as_ref().expect("records");
         let vdi = records.vdis.values().find(|vdi| vdi.name == name).expect("the disk");
-        self.thins.get_mut(&vdi.thin_id().expect("thin")).expect("its device").insert(chunk, byte);
+        let Some(id) = vdi.thin_id() else {
+            let lv = names::thick_lv(records.sr.uuid, vdi.uuid);
+            self.volume_mut(&lv).expect("its volume").bytes.insert(chunk, byte);
+            return;
+        };
+        self.thins.get_mut(&id).expect("its device").insert(chunk, byte);
     }
 }
 

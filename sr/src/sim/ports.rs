@@ -11,13 +11,15 @@ use crate::names::{self, DmName};
 use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
 use crate::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
 use std::cell::{RefCell, RefMut};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 use uuid::Uuid;
 
 pub(super) const DM: u32 = 253;
 pub(super) const NBD: u32 = 43;
-const EXTENT: u64 = 4 << 20;
+pub(super) const EXTENT: u64 = 2 * super::CHUNK;
 const GROUP: u64 = 10 << 30;
 
 pub(super) struct Port(pub(super) Rc<RefCell<Sim>>);
@@ -71,6 +73,14 @@ fn metadata_of(pool: &str) -> String {
     format!("{pool}_tmeta")
 }
 
+/// What a new part of a volume holds: anything.
+fn litter(sim: &mut Sim, lv: &str, from: u64) {
+    let Some(volume) = sim.volume_mut(lv).filter(|volume| volume.name.contains("-thick-")) else { return };
+    for chunk in from / super::CHUNK..volume.size / super::CHUNK {
+        volume.bytes.insert(chunk, 0xee);
+    }
+}
+
 impl Lvm for Port {
     fn find(&mut self, _: &[PathBuf]) -> Result<Found> {
         let sim = self.sim();
@@ -84,7 +94,7 @@ impl Lvm for Port {
             pool: None,
             transaction_id: 0,
             chunk: super::CHUNK,
-            metadata: 8 << 20,
+            metadata: sim.metadata.0 * 4096,
         });
         let lvs: Vec<Lv> = lvs.collect();
         let group = Vg {
@@ -114,7 +124,40 @@ impl Lvm for Port {
             };
             let name = lv.name.clone();
             sim.group.as_mut().expect("a group").2.push(lv);
+            litter(sim, &name, 0);
             activate(sim, &name);
+        })
+    }
+
+    fn extend(&mut self, _: &[PathBuf], _: &str, lv: &str, size: u64) -> Result<()> {
+        self.effect(|sim| {
+            let volume = sim.volume_mut(lv).expect("a volume");
+            let old = std::mem::replace(&mut volume.size, size);
+            let pool = volume.kind == "thin-pool";
+            if size <= old {
+                sim.violations.push(format!("{lv} is extended from {old} to {size}"));
+            }
+            if pool && sim.hung && !sim.origins.is_empty() {
+                sim.violations.push("every VDI waits for a template that does not answer".into());
+            }
+            litter(sim, lv, old);
+        })
+    }
+
+    fn extend_metadata(&mut self, _: &[PathBuf], _: &str, _: &str, size: u64) -> Result<()> {
+        self.effect(|sim| {
+            if sim.hung && !sim.origins.is_empty() {
+                sim.violations.push("every VDI waits for a template that does not answer".into());
+            }
+            sim.metadata.0 = size / 4096;
+        })
+    }
+
+    fn reduce(&mut self, _: &[PathBuf], _: &str, lv: &str, size: u64) -> Result<()> {
+        self.effect(|sim| {
+            let volume = sim.volume_mut(lv).expect("a volume");
+            volume.size = size;
+            volume.bytes.retain(|chunk, _| chunk * super::CHUNK < size);
         })
     }
 
@@ -128,6 +171,7 @@ impl Lvm for Port {
                 bytes: Default::default(),
             };
             sim.group.as_mut().expect("a group").2.push(lv);
+            sim.metadata = (pool.metadata / 4096, 1);
             activate(sim, &pool.name);
         })
     }
@@ -256,11 +300,18 @@ impl Dm for Port {
         let device = sim.devices.get(name).ok_or_else(|| refuse("status", libc::ENXIO))?;
         Ok(match device.live.as_ref().and_then(|(table, _)| table.only()) {
             Some(Target::Thin { id, .. }) => format!("{} -", sim.thins[id].len() * 128),
-            _ => format!(
-                "{} 1/100 0/100 {} rw discard_passdown error_if_no_space - 9",
-                sim.transaction_id,
-                sim.held.as_ref().map_or("-", |_| HELD_ROOT)
-            ),
+            _ => {
+                let used = sim.ballast + sim.thins.values().map(|thin| thin.len() as u64).sum::<u64>();
+                let total = sim.pool_chunks();
+                let mode = if used < total { "rw" } else { "out_of_data_space" };
+                format!(
+                    "{} {}/{} {used}/{total} {} {mode} discard_passdown error_if_no_space - 9",
+                    sim.transaction_id,
+                    sim.metadata.1,
+                    sim.metadata.0,
+                    sim.held.as_ref().map_or("-", |_| HELD_ROOT)
+                )
+            }
         })
     }
 
@@ -362,6 +413,12 @@ impl Host for Port {
 
     fn users(&mut self, _: DeviceNumber) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    fn answer(&mut self, devices: &[(DeviceNumber, Range<u64>)], _: Duration) -> Result<Vec<bool>> {
+        let sim = self.sim();
+        let blind = sim.mutation == Mutation::BlindGrowth;
+        Ok(devices.iter().map(|_| blind || !sim.hung).collect())
     }
 
     fn candidates(&mut self) -> Result<Vec<PathBuf>> {

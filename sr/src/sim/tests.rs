@@ -2,7 +2,7 @@
 
 use super::{Mutation, Rig, State};
 use crate::controller::{
-    Controller, SrCreate, SrDestroy, SrRestore, VdiClone, VdiCreate, VdiIntroduce, Work,
+    Controller, SrCreate, SrDestroy, SrGrow, SrRestore, VdiClone, VdiCreate, VdiIntroduce, Work,
 };
 use crate::error::{ErrorKind, Result};
 
@@ -18,7 +18,7 @@ fn named(name: &str) -> VdiClone {
 
 /// An operation of a user, by names.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Introduce(String, u8),
     Create(String),
     Clone(String, String),
@@ -31,15 +31,19 @@ enum Op {
     Flatten(String),
     Localise(String),
     Delocalise(String),
+    Preallocate(String),
+    /// The making of a preallocated disk that is stopped in the middle.
+    Interrupted(String),
+    Grow,
 }
 
 /// Work that nobody stops.
-fn to_the_end<T>(run: impl FnOnce(&mut Work<'_>) -> T) -> T {
+pub(super) fn to_the_end<T>(run: impl FnOnce(&mut Work<'_>) -> T) -> T {
     run(&mut Work { progress: &mut |_, _| (), cancelled: &|| false })
 }
 
 impl Op {
-    fn run(&self, smctl: &mut Controller) -> Result<()> {
+    pub(super) fn run(&self, smctl: &mut Controller) -> Result<()> {
         match self {
             Self::Introduce(name, content) => {
                 let request =
@@ -52,19 +56,31 @@ impl Op {
             Self::Clone(from, name) => smctl.vdi_clone("sr", from, &named(name)).map(drop),
             Self::Snapshot(from, name) => smctl.vdi_snapshot("sr", from, &named(name)).map(drop),
             Self::Revert(vdi, to) => smctl.vdi_revert("sr", vdi, to).map(drop),
-            Self::Resize(vdi, chunks) => smctl.vdi_resize("sr", vdi, chunks * CHUNK).map(drop),
+            Self::Resize(vdi, chunks) => {
+                to_the_end(|work| smctl.vdi_resize("sr", vdi, chunks * CHUNK, work)).map(drop)
+            }
             Self::Attach(vdi) => smctl.vdi_attach("sr", vdi, false).map(drop),
             Self::Detach(vdi) => smctl.vdi_detach("sr", vdi).map(drop),
             Self::Destroy(vdi) => smctl.vdi_destroy("sr", vdi).map(drop),
             Self::Flatten(vdi) => to_the_end(|work| smctl.vdi_flatten("sr", vdi, work)).map(drop),
             Self::Localise(vdi) => to_the_end(|work| smctl.vdi_localise("sr", vdi, work)).map(drop),
             Self::Delocalise(vdi) => smctl.vdi_localise_undo("sr", vdi).map(drop),
+            Self::Preallocate(name) => {
+                let request = VdiCreate { name: name.clone(), size: CHUNK };
+                to_the_end(|work| smctl.vdi_preallocate("sr", &request, work)).map(drop)
+            }
+            Self::Interrupted(name) => {
+                let request = VdiCreate { name: name.clone(), size: 4 * CHUNK };
+                let work = &mut Work { progress: &mut |_, _| (), cancelled: &|| true };
+                smctl.vdi_preallocate("sr", &request, work).map(drop)
+            }
+            Self::Grow => smctl.sr_grow("sr", &SrGrow::default()).map(drop),
         }
     }
 }
 
 /// An SR with a template, an attached clone that is written to, its snapshot, and a detached clone of that.
-fn furnished() -> Rig {
+pub(super) fn furnished() -> Rig {
     let rig = Rig::new();
     let mut smctl = rig.controller();
     smctl.sr_create(&create()).unwrap();
@@ -123,7 +139,11 @@ fn without_copy(mut state: State, op: &Op) -> State {
 }
 
 /// Runs `op` from a furnished SR, dying at every point in turn; says how many points there were.
-fn die_everywhere(op: &Op, prepare: &[Op], mutation: Mutation) -> std::result::Result<u32, String> {
+pub(super) fn die_everywhere(
+    op: &Op,
+    prepare: &[Op],
+    mutation: Mutation,
+) -> std::result::Result<u32, String> {
     for reboot in [false, true] {
         for fuel in 0.. {
             let rig = furnished();
@@ -271,6 +291,7 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
         bytes,
         dependent: false,
         local: false,
+        thick: false,
     };
     let child = |from: &super::Face| super::Face {
         dependent: from.template || from.dependent,
@@ -281,12 +302,18 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
             drop(next.insert(name.clone(), face(true, 2 * CHUNK, vec![*content; 2])));
         }
         Op::Create(name) => drop(next.insert(name.clone(), face(false, 4 * CHUNK, vec![0; 4]))),
+        Op::Preallocate(name) => {
+            let disk = super::Face { thick: true, ..face(false, CHUNK, vec![0]) };
+            next.insert(name.clone(), disk);
+        }
+        Op::Interrupted(_) => return None,
+        Op::Grow => {}
         Op::Clone(from, name) => {
-            let from = state.get(from)?;
+            let from = state.get(from).filter(|face| !face.thick)?;
             next.insert(name.clone(), child(from));
         }
         Op::Snapshot(from, name) => {
-            let from = state.get(from).filter(|face| !face.template)?;
+            let from = state.get(from).filter(|face| !face.template && !face.thick)?;
             next.insert(name.clone(), child(from));
         }
         Op::Revert(vdi, to) => {
@@ -336,7 +363,7 @@ fn live(seed: u64, steps: u32) {
         };
         let name = format!("v{step}");
         let room = state.len() < 12;
-        let op = match random.below(15) {
+        let op = match random.below(20) {
             0 if room => Op::Introduce(name.clone(), random.below(200) as u8 + 1),
             1 if room => Op::Create(name.clone()),
             2 | 3 if room => Op::Clone(pick(&mut random), name.clone()),
@@ -355,6 +382,21 @@ fn live(seed: u64, steps: u32) {
             11 => Op::Flatten(pick(&mut random)),
             12 => Op::Localise(pick(&mut random)),
             13 => Op::Delocalise(pick(&mut random)),
+            14 if room => Op::Preallocate(name.clone()),
+            15 if room => Op::Interrupted(name.clone()),
+            16 => {
+                // Guests write much, or discard it.
+                let mut sim = rig.sim.borrow_mut();
+                sim.ballast = sim.pool_chunks() * random.below(100) as u64 / 100;
+                sim.metadata.1 = sim.metadata.0 * random.below(80) as u64 / 100;
+                continue;
+            }
+            17 => {
+                let hung = random.below(2) == 0;
+                rig.sim.borrow_mut().hung = hung;
+                continue;
+            }
+            18 => Op::Grow,
             _ => {
                 let vdi = pick(&mut random);
                 let writable = state.get(&vdi).is_some_and(|face| face.attached && !face.template)
@@ -423,7 +465,7 @@ fn a_map_composes_the_disk_and_its_template() {
     let rig = furnished();
     rig.sim.borrow_mut().write("a", 1, 98);
     let mut smctl = rig.controller();
-    smctl.vdi_resize("sr", "a", 6 * CHUNK).unwrap();
+    Op::Resize("a".into(), 6).run(&mut smctl).unwrap();
     let shown = |smctl: &mut Controller, vdi: &str| -> Vec<(u64, u64, usize, bool)> {
         let extents = smctl.vdi_map("sr", vdi).unwrap();
         extents.iter().map(|it| (it.start / CHUNK, it.length / CHUNK, it.depth, it.data)).collect()
