@@ -13,11 +13,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest a read may take before it is answered with an error, below the kernel client's timer: an answer that
 /// comes later than that costs the kernel its socket.
 pub const READ_DEADLINE: Duration = Duration::from_secs(25);
+
+/// A read that waits for so long is one whose server does not answer.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// How long a reader rests who has the patience to ask again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -38,6 +41,8 @@ pub struct ImageExport {
     waits: Mutex<BTreeMap<u64, (Instant, u64)>>,
     /// What the last read that failed failed of, until a server is back.
     said: Mutex<Option<Error>>,
+    /// When reads that nothing local answers began to fail; none while the last of them succeeded.
+    failing: Mutex<Option<SystemTime>>,
 }
 
 /// What was asked of an export so far.
@@ -76,10 +81,21 @@ impl Drop for Wait<'_> {
 impl ImageExport {
     /// Exports `image` as `name`.
     pub fn new(name: String, image: Arc<Image>) -> Self {
-        let (meter, counts, waits, said) =
-            (Meter::default(), Counts::default(), Mutex::default(), Mutex::default());
+        let (meter, counts, waits) = (Meter::default(), Counts::default(), Mutex::default());
         let patience = READ_DEADLINE;
-        ImageExport { name, image, background: None, recorder: None, meter, patience, counts, waits, said }
+        let (said, failing) = (Mutex::default(), Mutex::default());
+        ImageExport {
+            name,
+            image,
+            background: None,
+            recorder: None,
+            meter,
+            patience,
+            counts,
+            waits,
+            said,
+            failing,
+        }
     }
 
     /// Reads take at most `patience`, and the server is asked again until then. Without it they take at most
@@ -142,6 +158,24 @@ impl ImageExport {
         let waits = self.waits();
         let (began, offset) = *waits.values().next()?;
         Some(Waiting { reads: waits.len() as u64, seconds: began.elapsed().as_secs(), offset })
+    }
+
+    /// Since when nothing that is not local can be read; none if it could be when it was last tried.
+    ///
+    /// A read that waits longer than servers take counts, too, though it may still come to a good end.
+    pub(crate) fn silent_since(&self) -> Option<SystemTime> {
+        let failing = *self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.waiting().filter(|waiting| waiting.seconds >= SLOW.as_secs());
+        failing.or_else(|| SystemTime::now().checked_sub(Duration::from_secs(waiting?.seconds)))
+    }
+
+    /// Notes how a read ended that nothing local answered.
+    fn note_end<T>(&self, result: &Result<T>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(_) => *failing = None,
+            Err(_) => *failing = failing.or_else(|| Some(SystemTime::now())),
+        }
     }
 
     fn begin_wait(&self, offset: u64) -> Wait<'_> {
@@ -220,6 +254,7 @@ impl Export for ImageExport {
         let began = Instant::now();
         let image = &*self.image;
         let pieces = self.patiently(|| image.read(offset, u64::from(len))).await;
+        self.note_end(&pieces);
         let mut out = Segments::new();
         match pieces.and_then(|pieces| segments(pieces, &mut out)) {
             Ok(()) => {
@@ -234,6 +269,7 @@ impl Export for ImageExport {
     async fn reread(&self, offset: u64, len: u32) -> std::result::Result<Bytes, Errno> {
         let image = &*self.image;
         let bytes = self.patiently(|| image.reread(offset, u64::from(len))).await;
+        self.note_end(&bytes);
         bytes.map_err(|error| self.report(offset, len.into(), &error))
     }
 

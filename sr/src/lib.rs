@@ -28,8 +28,11 @@ pub mod names;
 mod origins;
 mod plan;
 pub mod record;
+mod sizes;
 pub mod thin;
+mod tree;
 mod view;
+mod volumes;
 
 pub use controller::{
     Controller, Options, Report, SrCreate, SrDestroy, SrGrow, SrIntroduce, SrRestore, StepReport, StepState,
@@ -38,8 +41,11 @@ pub use controller::{
 pub use dump::Dump;
 pub use error::{Error, ErrorKind, Result};
 pub use extents::{Changed, Extent};
-pub use origins::{Content, OriginDevice, OriginError, Origins, Probed};
+pub use origins::{Content, OriginDevice, OriginError, OriginHealth, Origins, Probed};
+pub use sizes::{PoolSizes, VolumeSizes};
+pub use tree::{Node, NodeKind, Tree};
 pub use view::{OriginInfo, SrInfo, VdiInfo};
+pub use volumes::{HostVolume, VolumeKind};
 
 /// Whether something had to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -89,6 +89,12 @@ pub fn role(sr: Uuid, name: &str) -> Option<Role> {
     }
 }
 
+/// The SR that the device called `name` belongs to, and what it is for there, if it is one of ours.
+pub fn owner(name: &str) -> Option<(Uuid, Role)> {
+    let sr = parse_simple(name.strip_prefix("smctl-")?.split('-').next()?)?;
+    Some((sr, role(sr, name)?))
+}
+
 fn parse_simple(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|_| text.len() == 32)
 }
@@ -131,9 +137,31 @@ pub fn sr_of_meta_lv(lv: &str) -> Option<Uuid> {
     Uuid::try_parse(uuid).ok().filter(|_| uuid.len() == 36)
 }
 
+/// The SR that the logical volume `lv` was made for, if its name says so.
+pub fn sr_of_lv(lv: &str) -> Option<Uuid> {
+    let (uuid, rest) = lv.strip_prefix("smctl-")?.split_at_checked(36)?;
+    Uuid::try_parse(uuid).ok().filter(|_| rest.starts_with('-'))
+}
+
 /// The name that LVM gives the device of a logical volume: hyphens doubled, one hyphen between.
 pub fn lv_device(vg: &str, lv: &str) -> String {
     format!("{}-{}", vg.replace('-', "--"), lv.replace('-', "--"))
+}
+
+/// The volume group and the logical volume whose device has a name made by [`lv_device`].
+pub fn lv_of_device(name: &str) -> Option<(String, String)> {
+    let bytes = name.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] != b'-' {
+            at += 1;
+        } else if bytes.get(at + 1) == Some(&b'-') {
+            at += 2;
+        } else {
+            return Some((name[..at].replace("--", "-"), name[at + 1..].replace("--", "-")));
+        }
+    }
+    None
 }
 
 /// The tag that says which SR a volume group was made for.
@@ -209,6 +237,7 @@ mod tests {
             assert!(name.name.len() < 128 && name.uuid.len() < 129);
             assert_eq!(role(sr, &name.name), Some(want));
             assert_eq!(role(vdi, &name.name), None);
+            assert_eq!(owner(&name.name), Some((sr, want)));
         }
         let vg = "v".repeat(VG_NAME_MAX);
         assert_eq!(lv_device(&vg, &thick_lv(sr, vdi)).len(), 127);
@@ -221,6 +250,11 @@ mod tests {
         }
         assert_eq!(vdi_of_thick_lv(sr, &thick_lv(sr, vdi)), Some(vdi));
         assert_eq!(vdi_of_thick_lv(vdi, &thick_lv(sr, vdi)), None);
+        for (vg, lv) in [("a", "b"), ("a-b", "c--d"), ("fast", &thick_lv(sr, vdi))] {
+            assert_eq!(lv_of_device(&lv_device(vg, lv)), Some((vg.into(), lv.into())));
+        }
+        assert_eq!(lv_of_device("a--b"), None);
+        assert_eq!([sr_of_lv(&pool_lv(sr)), sr_of_lv("smctl-"), sr_of_lv("root")], [Some(sr), None, None]);
         assert_eq!(sr_of_meta_lv(&meta_lv(sr)), Some(sr));
         assert_eq!(sr_of_meta_lv(&pool_lv(sr)), None);
         assert_eq!(sr_of_tag(&sr_tag(sr)), Some(sr));

@@ -7,6 +7,7 @@ use crate::{Extent, Outcome};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// What the header of an image says.
@@ -64,6 +65,28 @@ impl fmt::Display for OriginError {
 
 impl std::error::Error for OriginError {}
 
+/// How a template's block device does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OriginHealth {
+    /// Whether it answers reads, or did when it was last asked for something that is not local.
+    pub answers: bool,
+    /// When it began not to answer.
+    pub silent_since: Option<SystemTime>,
+    /// Bytes of the image that are not known to be zero; `None` where that cannot be said now.
+    pub data: Option<u64>,
+    /// How many of them can be read while its server is away; `None` where that cannot be said now.
+    pub local: Option<u64>,
+}
+
+impl OriginHealth {
+    /// How much of the data is local, in percent, rounded down: all is local at 100 only.
+    pub fn local_percent(self) -> Option<u64> {
+        let (data, local) = (self.data?, self.local?);
+        let percent = (u128::from(local) * 100).checked_div(data.into()).unwrap_or(100);
+        Some(percent.min(100) as u64)
+    }
+}
+
 /// Makes templates block devices.
 ///
 /// Every method is idempotent: after a crash it is called again with the same arguments.
@@ -111,4 +134,19 @@ pub trait Origins {
     /// # Errors
     /// The daemon cannot be asked. That none runs is no error: then nothing is attached.
     fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError>;
+
+    /// How every template that is a block device does. May ask more of the daemon than [`attached`](Self::attached),
+    /// and takes seconds at most.
+    ///
+    /// # Errors
+    /// As [`attached`](Self::attached).
+    fn health(&mut self) -> Result<Vec<(Uuid, OriginHealth)>, OriginError> {
+        let answers = OriginHealth { answers: true, ..OriginHealth::default() };
+        Ok(self.attached()?.into_iter().map(|(template, _)| (template, answers)).collect())
+    }
+
+    /// The location in the form that [`probe`](Self::probe) gives it, or as it is if it is none.
+    fn canonical(&mut self, location: &str) -> String {
+        location.to_owned()
+    }
 }

@@ -56,10 +56,16 @@ pub struct OriginInfo {
     pub name: String,
     /// Where its image is.
     pub location: String,
-    /// Its block device, as `/dev/nbd0`; `None` if it has lost it.
+    /// Its block device, as `/dev/nbd0`, or the volume that it was copied to; `None` if it has lost it.
     pub device: Option<PathBuf>,
     /// Devices of VDIs that stand on it.
     pub users: u32,
+    /// Whether it answers reads, as far as anybody has asked; `None` where its server cannot be asked.
+    pub answers: Option<bool>,
+    /// When it began not to answer, in RFC 3339.
+    pub silent_since: Option<String>,
+    /// How much of the image can be read while its server is away, in percent; `None` where that cannot be said now.
+    pub local_percent: Option<u64>,
 }
 
 /// An SR, as `smctl sr list` and `smctl sr info` show it.

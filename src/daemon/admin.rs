@@ -99,7 +99,7 @@ async fn attach(
     State(control): State<Control>,
     Json(request): Json<AttachRequest>,
 ) -> std::result::Result<Json<Attached>, Answer> {
-    Ok(Json(control.attachments.attach(request).await?))
+    Ok(Json(whole(async move { control.attachments.attach(request).await }).await?))
 }
 
 #[derive(Deserialize)]
@@ -111,7 +111,16 @@ async fn detach(
     State(control): State<Control>,
     Query(Key { key }): Query<Key>,
 ) -> std::result::Result<Json<Option<Attached>>, Answer> {
-    Ok(Json(control.attachments.detach(&key).await?))
+    Ok(Json(whole(async move { control.attachments.detach(&key).await }).await?))
+}
+
+/// Runs a change of the kernel's devices to its end, though the client that asked for it may be gone: half of one is a
+/// device that nobody knows, or one that is listed and is not there.
+async fn whole<T: Send + 'static>(change: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(change).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::failed(format!("a change of the kernel's devices broke off: {error}"))),
+    }
 }
 
 async fn content(

@@ -63,6 +63,10 @@ pub struct Attached {
     /// The reads that wait; absent where none does, or it was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// Since when reads that nothing local answers fail or wait in vain, in RFC 3339; absent if the last of them was
+    /// answered, or it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_since: Option<String>,
 }
 
 /// What an image that is a kernel device holds, and how much of that is local.

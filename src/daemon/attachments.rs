@@ -169,7 +169,8 @@ impl Attachments {
         let looks = self.list().into_iter().map(async |attached| match exports.get(&attached.key) {
             Some(export) => {
                 let (progress, waiting) = (export.progress().await, export.waiting());
-                Attached { progress, waiting, ..attached }
+                let since = export.silent_since().map(humantime::format_rfc3339_seconds);
+                Attached { progress, waiting, silent_since: since.map(|at| at.to_string()), ..attached }
             }
             None => attached,
         });
@@ -409,6 +410,7 @@ pub(super) fn describe(key: &str, device: &Device, image: &Image) -> Attached {
         serving: true,
         progress: None,
         waiting: None,
+        silent_since: None,
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use nbd::kernel::{self, Connect, Device};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How often a device whose image cannot be opened is tried again.
 const RESCUE: Duration = Duration::from_secs(5);
@@ -22,6 +22,8 @@ const RESCUE: Duration = Duration::from_secs(5);
 pub(super) struct Stranded {
     pub(super) record: Record,
     pub(super) device: Device,
+    /// When it was found.
+    since: SystemTime,
 }
 
 impl Attachments {
@@ -47,7 +49,8 @@ impl Attachments {
             if let Some(links) = left.remove(&record.index) {
                 self.left().insert(record.index, links);
             }
-            self.stranded().insert(record.request.key.clone(), Stranded { record, device });
+            self.stranded()
+                .insert(record.request.key.clone(), Stranded { record, device, since: SystemTime::now() });
             self.usage.send_modify(|usage| usage.uses += 1);
         }
         for device in devices.into_iter().filter(|device| device.backend().starts_with(BACKEND)) {
@@ -92,7 +95,7 @@ impl Attachments {
     /// Serves a stranded device again, with `changing` held.
     pub(super) async fn serve_again(
         &self,
-        Stranded { record, device }: Stranded,
+        Stranded { record, device, .. }: Stranded,
         image: &Arc<Image>,
     ) -> Result<Attached> {
         let patience = self.patience(&record.request)?;
@@ -159,6 +162,7 @@ impl Stranded {
             serving: false,
             progress: None,
             waiting: None,
+            silent_since: Some(humantime::format_rfc3339_seconds(self.since).to_string()),
         }
     }
 }

@@ -36,6 +36,17 @@ pub(crate) enum Command {
     /// Virtual disks and templates
     #[command(subcommand)]
     Vdi(Vdi),
+    /// List the host's disks, partitions, volume groups, logical volumes, device-mapper devices and mounted file systems
+    ///
+    /// What has its data on another machine is `network`, what other machines may use at the same time is `shared`;
+    /// a `volume` can be given away whole, in a `pool` volumes are made. The kernel's tables are read, and LVM is asked
+    /// about devices that no guest has. No device of a guest, no NBD device and no file system is opened.
+    HostVolumes,
+    /// Show what stands on what: disk, volume group, pool, VDI, user; image, cache, NBD device, origin, VDI
+    Tree {
+        /// UUID, name, volume group or path [default: all SRs]
+        sr: Option<String>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -97,33 +108,33 @@ pub(crate) enum Sr {
     List,
     /// Describe an SR
     Info {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
     },
     /// Activate an SR
     Attach {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
         #[command(flatten)]
         change: Change,
     },
     /// Deactivate an SR; its VDIs must be detached
     Detach {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
         #[command(flatten)]
         change: Change,
     },
     /// Stop using an SR on this host; nothing on it changes, and `attach` finds it again
     Forget {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
         #[command(flatten)]
         change: Change,
     },
     /// Finish or undo what a crash cut short, and let go of what nobody needs
     Recover {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
         #[command(flatten)]
         change: Change,
@@ -180,7 +191,7 @@ pub(crate) enum Sr {
     },
     /// Destroy an SR; its VDIs must be destroyed first
     Destroy {
-        /// UUID, name or volume group
+        /// UUID, name, volume group or path
         sr: String,
         /// Destroy the VDIs that are left as well
         #[arg(long)]
@@ -194,7 +205,7 @@ pub(crate) enum Sr {
 pub(crate) enum Vdi {
     /// Make an image elsewhere a template of the SR
     Introduce {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
         /// /path, http:// or other location of the image
         location: String,
@@ -210,7 +221,7 @@ pub(crate) enum Vdi {
     },
     /// Forget a template that nothing descends from
     Forget {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
         /// The template
         template: String,
@@ -219,7 +230,7 @@ pub(crate) enum Vdi {
     },
     /// Make an empty disk
     Create {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
         /// What people call it
         #[arg(long)]
@@ -242,7 +253,7 @@ pub(crate) enum Vdi {
     Snapshot(Copy),
     /// Make a disk what it was when a snapshot was made of it
     Revert {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
         /// The disk, detached
         vdi: String,
@@ -255,7 +266,7 @@ pub(crate) enum Vdi {
     ///
     /// A preallocated disk is zeroed first where it grows, which takes time; an interrupt leaves it as it was.
     Resize {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
         /// The disk
         vdi: String,
@@ -266,9 +277,9 @@ pub(crate) enum Vdi {
     },
     /// Give a VDI another name
     Rename {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
-        /// The VDI
+        /// The VDI: UUID, name or path, or a template's location
         vdi: String,
         /// The new name
         name: String,
@@ -277,9 +288,9 @@ pub(crate) enum Vdi {
     },
     /// Make a VDI a block device, and print the device
     Attach {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
-        /// The VDI
+        /// The VDI: UUID, name or path, or a template's location
         vdi: String,
         /// Make the device read-only
         #[arg(long)]
@@ -291,18 +302,18 @@ pub(crate) enum Vdi {
     },
     /// Take a VDI's block device away
     Detach {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
-        /// The VDI
+        /// The VDI: UUID, name or path, or a template's location
         vdi: String,
         #[command(flatten)]
         change: Change,
     },
     /// Destroy a VDI; those cloned from it live on
     Destroy {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
-        /// The VDI
+        /// The VDI: UUID, name or path, or a template's location
         vdi: String,
         #[command(flatten)]
         change: Change,
@@ -360,14 +371,14 @@ pub(crate) enum Vdi {
     },
     /// List the SR's templates and disks
     List {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
     },
     /// Describe a VDI
     Info {
-        /// The SR
+        /// The SR: UUID, name, volume group or path
         sr: String,
-        /// The VDI
+        /// The VDI: UUID, name or path, or a template's location
         vdi: String,
     },
 }
@@ -382,9 +393,9 @@ fn yes_or_no(text: &str) -> Result<bool, String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct Copy {
-    /// The SR
+    /// The SR: UUID, name, volume group or path
     pub(crate) sr: String,
-    /// The template or disk
+    /// The template or disk: UUID, name or path, or a template's location
     pub(crate) vdi: String,
     /// What people call the new VDI
     #[arg(long)]

@@ -6,6 +6,7 @@ mod origins;
 mod show;
 mod watch;
 mod work;
+mod world;
 
 use crate::cli::map;
 use crate::error::{Error, Result};
@@ -32,6 +33,14 @@ fn run(command: Command, global: &Global) -> Result<()> {
     match command {
         Command::Sr(command) => run_sr(command, global),
         Command::Vdi(command) => run_vdi(command, global),
+        Command::HostVolumes => {
+            world::volumes(&controller(global, false, Vec::new())?.host_volumes()?, global.json)
+        }
+        Command::Tree { sr } => {
+            let mut controller = controller(global, false, Vec::new())?;
+            let trees = controller.tree(sr.as_deref())?;
+            world::trees(trees, &origins::Server::new(global.admin.clone(), Vec::new())?, global.json)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Smctl::command(), "smctl", &mut std::io::stdout());
             Ok(())

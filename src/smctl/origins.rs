@@ -2,12 +2,13 @@
 
 use crate::cli::args::Cache;
 use crate::cli::{map, settle};
-use crate::daemon::{AttachRequest, Client, changed, spawn};
+use crate::daemon::{AttachRequest, Attached, Client, changed, spawn};
 use crate::error::{Error, Result};
 use crate::export::Progress;
 use crate::image::{Image, OpenOptions};
 use backends::{Credentials, Location};
-use sr::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use sr::{Content, Extent, OriginDevice, OriginError, OriginHealth, Origins, Outcome, Probed};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -43,6 +44,16 @@ impl Server {
         let client = self.existing().ok()??;
         let attached = self.runtime.block_on(client.attached_with_progress()).ok()?;
         attached.into_iter().find(|attached| attached.key == key(template))?.progress
+    }
+
+    /// As [`progress`](Self::progress), of every template that is attached.
+    pub(crate) fn progress_of_all(&self) -> BTreeMap<Uuid, Progress> {
+        let Ok(Some(client)) = self.existing() else { return BTreeMap::new() };
+        let attached = self.runtime.block_on(client.attached_with_progress()).unwrap_or_default();
+        attached
+            .iter()
+            .filter_map(|attached| Some((template_of(&attached.key)?, attached.progress?)))
+            .collect()
     }
 
     /// A client of the server that speaks for what is attached, if anything is.
@@ -135,12 +146,40 @@ impl Origins for Server {
         let Some(client) = self.existing()? else { return Ok(Vec::new()) };
         let attached = self.runtime.block_on(client.attached()).map_err(origin_error)?;
         let templates = attached.into_iter().filter_map(|attached| {
-            let template = attached.key.strip_prefix("template:")?.parse().ok()?;
+            let template = template_of(&attached.key)?;
             let size = attached.size.next_multiple_of(512);
             Some((template, OriginDevice { path: attached.device.into(), size }))
         });
         Ok(templates.collect())
     }
+
+    fn health(&mut self) -> std::result::Result<Vec<(Uuid, OriginHealth)>, OriginError> {
+        let Some(client) = self.existing()? else { return Ok(Vec::new()) };
+        let attached = self.runtime.block_on(client.attached_with_progress()).map_err(origin_error)?;
+        let healths =
+            attached.iter().filter_map(|attached| Some((template_of(&attached.key)?, health(attached))));
+        Ok(healths.collect())
+    }
+
+    fn canonical(&mut self, location: &str) -> String {
+        let absolute = location.parse::<Location>().and_then(|location| location.absolute());
+        absolute.map_or_else(|_| location.to_owned(), |location| location.secret_form())
+    }
+}
+
+fn health(attached: &Attached) -> OriginHealth {
+    let silent_since = attached.silent_since.as_deref().and_then(|at| humantime::parse_rfc3339(at).ok());
+    OriginHealth {
+        answers: attached.serving && silent_since.is_none(),
+        silent_since,
+        data: attached.progress.map(|progress| progress.data),
+        local: attached.progress.map(|progress| progress.local),
+    }
+}
+
+/// The template that a key on the control socket names.
+fn template_of(key: &str) -> Option<Uuid> {
+    key.strip_prefix("template:")?.parse().ok()
 }
 
 fn origin_error(error: Error) -> OriginError {

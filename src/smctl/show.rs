@@ -6,7 +6,7 @@ use crate::output;
 use crate::size::Size;
 use backends::Location;
 use serde::Serialize;
-use sr::{Changed, Report, SrInfo, StepState, VdiInfo};
+use sr::{Changed, OriginInfo, PoolSizes, Report, SrInfo, StepState, VdiInfo, VolumeSizes};
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -80,7 +80,43 @@ pub(super) fn srs(srs: &[SrInfo], json: bool) -> Result<()> {
 
 /// One SR.
 pub(super) fn sr(sr: &SrInfo, json: bool) -> Result<()> {
-    if json { output::json(sr) } else { fields(sr) }
+    #[derive(Serialize)]
+    struct Shown {
+        #[serde(flatten)]
+        sr: SrInfo,
+        #[serde(flatten)]
+        sizes: PoolSizes,
+    }
+    let mut sr = sr.clone();
+    sr.origins.iter_mut().for_each(|origin| origin.location = location(&origin.location));
+    if json {
+        return output::json(&Shown { sizes: (&sr).into(), sr });
+    }
+    let (origins, warnings) = (std::mem::take(&mut sr.origins), std::mem::take(&mut sr.warnings));
+    fields(&Shown { sizes: (&sr).into(), sr })?;
+    if !origins.is_empty() {
+        let header = ["template", "device", "users", "answers", "local", "location"];
+        output::table(&header, origins.iter().map(origin))?;
+    }
+    warnings.iter().try_for_each(|warning| output::line(&format!("warning: {warning}")))
+}
+
+/// The row of a template under attached VDIs.
+fn origin(origin: &OriginInfo) -> Vec<String> {
+    let answers = match (origin.answers, &origin.silent_since) {
+        (None, _) => "not known".to_owned(),
+        (Some(true), _) => "yes".to_owned(),
+        (Some(false), Some(since)) => format!("not since {since}"),
+        (Some(false), None) => "no".to_owned(),
+    };
+    vec![
+        origin.name.clone(),
+        origin.device.as_ref().map_or_else(|| "-".to_owned(), |device| device.display().to_string()),
+        origin.users.to_string(),
+        answers,
+        origin.local_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent} %")),
+        origin.location.clone(),
+    ]
 }
 
 /// A list of VDIs.
@@ -127,22 +163,28 @@ pub(super) fn vdi(vdi: &VdiInfo, local: Option<Progress>, json: bool) -> Result<
     struct Shown {
         #[serde(flatten)]
         vdi: VdiInfo,
+        #[serde(flatten)]
+        sizes: VolumeSizes,
         #[serde(skip_serializing_if = "Option::is_none")]
         local: Option<Progress>,
     }
     let vdi = redacted(vdi);
+    let shown = Shown { sizes: (&vdi).into(), vdi, local };
     if json {
-        return output::json(&Shown { vdi, local });
+        return output::json(&shown);
     }
-    fields(&vdi)?;
+    fields(&Shown { local: None, ..shown })?;
     local.map_or(Ok(()), |local| output::line(&format!("{:>20}  {} of its template", "local", local.words())))
 }
 
 /// The VDI with its location as it may be shown: a query can be a secret.
 fn redacted(vdi: &VdiInfo) -> VdiInfo {
-    let shown =
-        |location: &String| location.parse::<Location>().map_or_else(|_| "?".into(), |l| l.to_string());
-    VdiInfo { location: vdi.location.as_ref().map(shown), ..vdi.clone() }
+    VdiInfo { location: vdi.location.as_deref().map(location), ..vdi.clone() }
+}
+
+/// A location as it may be shown.
+pub(super) fn location(text: &str) -> String {
+    text.parse::<Location>().map_or_else(|_| "?".into(), |location| location.to_string())
 }
 
 /// Every field of a record on a line of its own.
@@ -151,6 +193,7 @@ fn fields(record: &impl Serialize) -> Result<()> {
     for (name, value) in value.as_object().into_iter().flatten() {
         let text = match value {
             serde_json::Value::Null => continue,
+            serde_json::Value::Array(values) if values.is_empty() => continue,
             serde_json::Value::String(text) => text.clone(),
             other => other.to_string(),
         };

@@ -52,9 +52,10 @@ impl Controller {
     /// The SR that `text` means, attached or not.
     pub(super) fn find_sr(&mut self, text: &str) -> Result<FoundSr> {
         let srs = self.scan()?;
+        let place = self.place(text)?;
         let matching: Vec<_> = srs
             .into_iter()
-            .filter(|sr| means(text, sr.place.uuid, &sr.name, &sr.place.vg, &sr.place.devices))
+            .filter(|sr| means(text, &place, sr.place.uuid, &sr.name, &sr.place.vg, &sr.place.devices))
             .collect();
         one(matching, text, |sr| sr.place.uuid)
     }
@@ -65,8 +66,11 @@ impl Controller {
     /// `Refused` if the SR is there but not attached, `NotFound` if it is not there.
     pub(super) fn find_attached(&mut self, text: &str) -> Result<Attached> {
         let attached = self.world.host.attached()?;
-        let matching: Vec<_> =
-            attached.into_iter().filter(|sr| means(text, sr.uuid, &sr.name, &sr.vg, &sr.devices)).collect();
+        let place = self.place(text)?;
+        let matching: Vec<_> = attached
+            .into_iter()
+            .filter(|sr| means(text, &place, sr.uuid, &sr.name, &sr.vg, &sr.devices))
+            .collect();
         if matching.is_empty() {
             let sr = self.find_sr(text)?;
             return Err(Error::refused(format!(
@@ -116,32 +120,99 @@ impl Controller {
                 }
             }
         }
+        if found.is_empty() && text.contains('/') {
+            let location = self.world.origins.canonical(text);
+            found = session.catalog.vdis()?;
+            found.retain(|vdi| super::vdi::location(vdi).is_some_and(|it| it == location));
+        }
         if found.is_empty() {
             return Err(Error::not_found(format!("SR '{}' has no VDI '{text}'", session.sr.name)));
         }
         one(found, text, |vdi| vdi.uuid)
     }
 
-    /// The VDI whose link or device a path is.
+    /// The VDI whose link, volume or device a path is; a template's, too, whose origin or NBD device it is.
     fn vdi_of_path(&mut self, session: &Session, path: &Path) -> Result<Option<Uuid>> {
-        let mut names = path.iter().rev().filter_map(|name| Uuid::try_parse(name.to_str()?).ok());
-        if let (Some(vdi), Some(sr)) = (names.next(), names.next())
+        let mut uuids = path.iter().rev().filter_map(|name| Uuid::try_parse(name.to_str()?).ok());
+        if let (Some(vdi), Some(sr)) = (uuids.next(), uuids.next())
             && sr == session.sr.uuid
         {
             return Ok(Some(vdi));
+        }
+        let volume =
+            path.file_name().and_then(|name| names::vdi_of_thick_lv(session.sr.uuid, name.to_str()?));
+        if volume.is_some() {
+            return Ok(volume);
         }
         let Ok(number) = self.world.host.number(path) else {
             return Ok(None);
         };
         for name in self.world.dm.names()? {
-            if let Some(Role::Vdi(vdi)) = names::role(session.sr.uuid, &name)
-                && self.world.dm.device(&name)?.is_some_and(|device| device.number == number)
-            {
-                return Ok(Some(vdi));
+            let vdi = match names::role(session.sr.uuid, &name) {
+                Some(Role::Vdi(vdi) | Role::Origin(vdi)) => Some(vdi),
+                // A device for the time of one operation is nobody's name for the VDI.
+                Some(Role::Scratch(_)) => None,
+                None => names::lv_of_device(&name)
+                    .and_then(|(_, lv)| names::vdi_of_thick_lv(session.sr.uuid, &lv)),
+            };
+            if vdi.is_some() && self.world.dm.device(&name)?.is_some_and(|device| device.number == number) {
+                return Ok(vdi);
+            }
+        }
+        // Without its server a template has no device to be named by.
+        for (template, device) in self.world.origins.attached().unwrap_or_default() {
+            if self.world.host.number(&device.path).is_ok_and(|it| it == number) {
+                return Ok(Some(template));
             }
         }
         Ok(None)
     }
+
+    /// What of an SR a text names, if it is a path.
+    fn place(&mut self, text: &str) -> Result<Place> {
+        let path = Path::new(text);
+        if !path.is_absolute() {
+            return Ok(Place::None);
+        }
+        if let Some(sr) = path.iter().find_map(|part| Uuid::try_parse(part.to_str()?).ok()) {
+            return Ok(Place::Sr(sr));
+        }
+        if let Ok(number) = self.world.host.number(path) {
+            let survey = self.world.host.survey()?;
+            let block = survey.blocks.iter().find(|block| block.number == Some(number));
+            let Some(block) = block else { return Ok(Place::Device(path.into())) };
+            let Some(name) = &block.dm_name else { return Ok(Place::Device(block.path.clone())) };
+            if let Some((sr, _)) = names::owner(name) {
+                return Ok(Place::Sr(sr));
+            }
+            let volume = names::lv_of_device(name).filter(|_| block.is_lvm());
+            return Ok(volume.map_or_else(|| Place::Device(block.path.clone()), |(vg, lv)| in_group(vg, &lv)));
+        }
+        // LVM's directory of a group, and volumes that are not active.
+        let parts: Vec<_> = path.iter().skip(2).filter_map(|part| part.to_str()).collect();
+        Ok(match parts.as_slice() {
+            [vg] if path.starts_with("/dev") => Place::Group((*vg).to_owned()),
+            [vg, lv] if path.starts_with("/dev") => in_group((*vg).to_owned(), lv),
+            _ => Place::None,
+        })
+    }
+}
+
+/// What a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing of an SR.
+    None,
+    /// Something of this SR's.
+    Sr(Uuid),
+    /// A volume group, or a volume in it that may be a pool.
+    Group(String),
+    /// A device that may be under a volume group.
+    Device(PathBuf),
+}
+
+fn in_group(vg: String, lv: &str) -> Place {
+    names::sr_of_lv(lv).map_or(Place::Group(vg), Place::Sr)
 }
 
 /// The SRs in a group, each with the tags that tell about it.
@@ -161,14 +232,13 @@ fn srs_of(group: &Vg) -> Vec<(Uuid, &[String])> {
     srs
 }
 
-fn means(text: &str, uuid: Uuid, name: &str, vg: &str, devices: &[PathBuf]) -> bool {
-    if Uuid::try_parse(text).is_ok_and(|it| it == uuid) || text == name || text == vg {
-        return true;
+fn means(text: &str, place: &Place, uuid: Uuid, name: &str, vg: &str, devices: &[PathBuf]) -> bool {
+    match place {
+        Place::None => Uuid::try_parse(text).is_ok_and(|it| it == uuid) || text == name || text == vg,
+        Place::Sr(it) => *it == uuid,
+        Place::Group(it) => it == vg,
+        Place::Device(it) => devices.contains(it),
     }
-    let path = Path::new(text);
-    path.is_absolute()
-        && (devices.iter().any(|device| device == path)
-            || path.iter().any(|part| part.to_str().is_some_and(|part| part == uuid.to_string())))
 }
 
 fn one<T>(mut found: Vec<T>, text: &str, uuid: impl Fn(&T) -> Uuid) -> Result<T> {

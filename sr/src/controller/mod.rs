@@ -14,6 +14,7 @@ mod sr;
 mod thick;
 mod vdi;
 mod work;
+mod world;
 
 pub use dump::SrRestore;
 pub use growth::{SrGrow, Tended};
@@ -132,7 +133,7 @@ impl Controller {
             return Err(Error::failed("smctl needs root, for device-mapper and LVM"));
         }
         let world = World {
-            lvm: Box::new(LvmCommand::default()),
+            lvm: Box::new(LvmCommand::new(&options.run_dir)),
             dm: Box::new(KernelDm::open()?),
             host: Box::new(SystemHost::new(&options.run_dir, &options.dev_dir)),
             media: Box::new(BlockMedia),

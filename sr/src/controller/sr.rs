@@ -6,6 +6,7 @@ use crate::dm::Device;
 use crate::engine::{Mode, Session, SrPlace};
 use crate::error::{Error, Result};
 use crate::names::{self, Role, VG_NAME_MAX};
+use crate::origins::OriginHealth;
 use crate::plan::{Goal, SrGoal, SrSpec};
 use crate::record::Vdi;
 use crate::view::{OriginInfo, SrInfo};
@@ -464,13 +465,24 @@ impl Controller {
                 Vec::new()
             }
         };
+        let health = self.world.origins.health().unwrap_or_default();
         for template in templates.iter().filter(|vdi| origins.contains(&vdi.uuid)) {
             let name = names::origin_device(session.sr.uuid, template.uuid).name;
             let device: Option<Device> = self.world.dm.device(&name)?;
             let node = open.iter().find(|(uuid, _)| *uuid == template.uuid);
-            if node.is_none() {
+            // A copy of its own needs no server.
+            let copied = template.local_ready().is_some();
+            if node.is_none() && !copied {
                 info.warnings.push(format!(
                     "nobody serves template '{}' ({}): what VDIs have not read of it gives errors",
+                    template.name, template.uuid
+                ));
+            }
+            let health = health.iter().find(|(uuid, _)| *uuid == template.uuid).map(|(_, health)| *health);
+            let silent_since = health.and_then(|health| health.silent_since).map(rfc3339);
+            if let (Some(OriginHealth { answers: false, .. }), Some(since)) = (health, &silent_since) {
+                info.warnings.push(format!(
+                    "template '{}' ({}) has not answered since {since}: VDIs read what is local, and errors elsewhere",
                     template.name, template.uuid
                 ));
             }
@@ -478,8 +490,21 @@ impl Controller {
                 uuid: template.uuid,
                 name: template.name.clone(),
                 location: super::vdi::location(template).unwrap_or_default(),
-                device: node.map(|(_, device)| device.path.clone()),
+                device: match node {
+                    Some((_, device)) => Some(device.path.clone()),
+                    None if copied => {
+                        let lv = names::local_lv(session.sr.uuid, template.uuid);
+                        Some(format!("/dev/{}/{lv}", session.sr.vg).into())
+                    }
+                    None => None,
+                },
                 users: device.map_or(0, |device| device.open_count),
+                answers: health.map(|health| health.answers),
+                silent_since,
+                local_percent: match copied {
+                    true => Some(100),
+                    false => health.and_then(OriginHealth::local_percent),
+                },
             });
         }
         Ok(())
@@ -496,6 +521,10 @@ impl FoundSr {
             devices: self.place.devices.clone(),
         }
     }
+}
+
+fn rfc3339(time: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn same(a: &[PathBuf], b: &[PathBuf]) -> bool {

@@ -313,7 +313,7 @@ impl Controller {
         })
     }
 
-    fn show_one(&mut self, session: &Session, vdi: &Vdi) -> Result<VdiInfo> {
+    pub(super) fn show_one(&mut self, session: &Session, vdi: &Vdi) -> Result<VdiInfo> {
         let physical = match vdi.thin_id() {
             Some(id) => self.world.usage_of(session, id).unwrap_or_else(|e| {
                 tracing::warn!("what '{}' uses is not known: {e}", vdi.name);

@@ -3,10 +3,12 @@
 mod blocks;
 mod lock;
 mod pulse;
+mod survey;
 mod system;
 
 pub use blocks::{Block, Blocks, DirectBlocks};
 pub use lock::{Lock, Locks};
+pub use survey::{BlockDevice, Mount, Survey};
 pub use system::SystemHost;
 
 use crate::Outcome;
@@ -73,7 +75,13 @@ pub trait Host {
     /// That cannot be tried.
     fn answer(&mut self, devices: &[(DeviceNumber, Range<u64>)], patience: Duration) -> Result<Vec<bool>>;
 
-    /// Every block device that may hold a physical volume: no NBD device and none of ours.
+    /// Every block device and mounted file system. Nothing is opened.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    fn survey(&mut self) -> Result<Survey>;
+
+    /// Every block device that may hold a physical volume: no NBD device, none of ours, and nothing that stands on one.
     ///
     /// # Errors
     /// The kernel's tables cannot be read.

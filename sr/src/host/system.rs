@@ -1,10 +1,10 @@
 //! This host, by `/sys`, `/proc` and the file system.
 
-use super::{Attached, Disk, Host};
+use super::{Attached, BlockDevice, Disk, Host, Survey};
 use crate::Outcome;
 use crate::dm::{DeviceNumber, SECTOR};
 use crate::error::{Error, Result};
-use crate::names::{self, UUID_PREFIX};
+use crate::names;
 use serde::Deserialize;
 use std::fs;
 use std::io;
@@ -56,7 +56,7 @@ pub(super) fn line(path: &Path) -> Result<String> {
     Ok(text.unwrap_or_default().trim_end().to_owned())
 }
 
-fn entries(path: &Path) -> Result<Vec<String>> {
+pub(super) fn entries(path: &Path) -> Result<Vec<String>> {
     let Some(entries) = existing(fs::read_dir(path)).map_err(failed("read", path))? else {
         return Ok(Vec::new());
     };
@@ -134,23 +134,14 @@ impl Host for SystemHost {
     }
 
     fn candidates(&mut self) -> Result<Vec<PathBuf>> {
-        let class = Path::new("/sys/class/block");
-        let mut paths = Vec::new();
-        for name in entries(class)? {
-            let sys = class.join(&name);
-            let uuid = line(&sys.join("dm/uuid"))?;
-            // LVM's own volumes are no place for our physical volumes, nor is anything that serves a guest.
-            let excluded = name.starts_with("nbd")
-                || name.starts_with("ram")
-                || uuid.starts_with(UUID_PREFIX)
-                || uuid.starts_with("LVM-")
-                || line(&sys.join("size"))? == "0";
-            if !excluded {
-                // A name with a slash in it has an exclamation mark here (as cciss!c0d0).
-                paths.push(Path::new("/dev").join(name.replace('!', "/")));
-            }
-        }
-        Ok(paths)
+        let survey = self.survey()?;
+        // LVM's own volumes are no place for our physical volumes, nor is anything that serves a guest.
+        let candidate = |block: &&BlockDevice| !block.is_lvm() && !survey.is_guests(block);
+        Ok(survey.blocks.iter().filter(candidate).map(|block| block.path.clone()).collect())
+    }
+
+    fn survey(&mut self) -> Result<Survey> {
+        Survey::read(Path::new("/"))
     }
 
     fn link(&mut self, sr: Uuid, vdi: Uuid) -> Result<Option<PathBuf>> {

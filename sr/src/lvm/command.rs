@@ -2,6 +2,9 @@
 
 use super::{Found, Lvm, PoolSpec, report};
 use crate::error::{Error, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -15,18 +18,37 @@ pub struct LvmCommand {
     /// Whether udev runs, and so LVM may wait for it and ask it.
     udev: bool,
     autoactivation: Option<bool>,
+    /// The file that is locked while an LVM of ours runs.
+    lock: PathBuf,
 }
 
-impl Default for LvmCommand {
-    fn default() -> Self {
+impl LvmCommand {
+    /// LVM, with its lock under `run` (`/run/thinorigin`).
+    pub fn new(run: &Path) -> Self {
         Self {
+            lock: run.join("lock/lvm"),
             udev: Path::new("/run/udev/control").exists() && std::env::var_os("DM_DISABLE_UDEV").is_none(),
             autoactivation: None,
         }
     }
-}
 
-impl LvmCommand {
+    /// The lock, as what an LVM is given for its stdin.
+    ///
+    /// An LVM goes on when the `smctl` that started it is killed, and what recovery sees meanwhile is half of what it
+    /// will have done. LVM closes every file that it inherits but the first three, so the lock is its stdin: it is held
+    /// until the process has ended, whoever waits for that.
+    fn locked(&self) -> Result<File> {
+        let failed = |e: io::Error| Error::failed(format!("cannot lock {}", self.lock.display())).because(e);
+        if let Some(directory) = self.lock.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        let mut options = OpenOptions::new();
+        let file =
+            options.create(true).truncate(false).read(true).write(true).open(&self.lock).map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
+        Ok(file)
+    }
+
     fn run(&self, devices: &[PathBuf], arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new("lvm");
         command
@@ -34,11 +56,12 @@ impl LvmCommand {
             .args(["--config", &settings(devices, self.udev)])
             // An interrupt at the terminal is for smctl, which lets LVM end what it has begun.
             .process_group(0)
+            .stdin(self.locked()?)
             .env("LC_ALL", "C")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1");
         tracing::debug!(?arguments, "lvm");
         let output = command.output().map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::failed(
+            io::ErrorKind::NotFound => Error::failed(
                 "the command 'lvm' is missing: install the packages lvm2 and thin-provisioning-tools",
             ),
             _ => Error::failed("cannot run 'lvm'").because(e),

@@ -55,6 +55,8 @@ pub struct Vg {
     pub free: u64,
     /// Size of an extent, in bytes.
     pub extent: u64,
+    /// Whether several hosts may use it at once, by lvmlockd or clvmd.
+    pub shared: bool,
     /// Its tags.
     pub tags: Vec<String>,
     /// Its physical volumes.

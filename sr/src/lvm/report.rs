@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// What is asked of `lvm fullreport`, by report type; the fields below.
 pub(super) const COLUMNS: [(&str, &str); 5] = [
-    ("vg", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags"),
+    ("vg", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_attr"),
     ("pv", "pv_name,pv_size,vg_name"),
     ("lv", "lv_name"),
     ("pvseg", "pvseg_start"),
@@ -34,6 +34,7 @@ struct VgRow {
     vg_free: String,
     vg_extent_size: String,
     vg_tags: String,
+    vg_attr: String,
 }
 
 #[derive(Deserialize)]
@@ -81,6 +82,8 @@ pub(super) fn parse(text: &[u8]) -> Result<Found> {
                 size: number(&row.vg_size)?,
                 free: number(&row.vg_free)?,
                 extent: number(&row.vg_extent_size)?,
+                // vgs(8): the sixth letter is c for clustered, s for shared.
+                shared: row.vg_attr.chars().nth(5).is_some_and(|letter| "cs".contains(letter)),
                 tags: words(&row.vg_tags),
                 pvs,
                 lvs,

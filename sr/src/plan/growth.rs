@@ -171,6 +171,7 @@ mod tests {
             metadata: GIB,
         };
         let group = Vg {
+            shared: false,
             name: "vg".into(),
             size: 40 * GIB,
             free: 20 * GIB,

@@ -5,7 +5,7 @@ use super::{Mutation, Records, Sim, SimDevice, SimLv, node};
 use crate::catalog::{Catalog, Media};
 use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, Guard, PoolMessage, Table, Target};
 use crate::error::{Error, Result};
-use crate::host::{Attached, Disk, Host};
+use crate::host::{Attached, Disk, Host, Survey};
 use crate::lvm::{Found, Lv, Lvm, PoolSpec, Pv, Vg};
 use crate::names::{self, DmName};
 use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
@@ -102,6 +102,7 @@ impl Lvm for Port {
             size: GROUP,
             free: GROUP - lvs.iter().map(|lv| lv.size).sum::<u64>(),
             extent: EXTENT,
+            shared: false,
             tags: tags.clone(),
             pvs: vec![Pv { path: "/dev/sda".into(), size: GROUP }],
             lvs,
@@ -419,6 +420,10 @@ impl Host for Port {
         let sim = self.sim();
         let blind = sim.mutation == Mutation::BlindGrowth;
         Ok(devices.iter().map(|_| blind || !sim.hung).collect())
+    }
+
+    fn survey(&mut self) -> Result<Survey> {
+        Ok(Survey::default())
     }
 
     fn candidates(&mut self) -> Result<Vec<PathBuf>> {
