@@ -7,6 +7,10 @@
 #[cfg(test)]
 mod allocation;
 mod blocks;
+#[cfg(test)]
+mod lost_records;
+#[cfg(test)]
+mod maps;
 mod ports;
 #[cfg(feature = "scale")]
 mod scale;

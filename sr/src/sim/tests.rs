@@ -1,18 +1,16 @@
 //! Every operation from every point of death, and long random lives.
 
 use super::{Mutation, Rig, State};
-use crate::controller::{
-    Controller, SrCreate, SrDestroy, SrGrow, SrRestore, VdiClone, VdiCreate, VdiIntroduce, Work,
-};
+use crate::controller::{Controller, SrCreate, SrDestroy, SrGrow, VdiClone, VdiCreate, VdiIntroduce, Work};
 use crate::error::{ErrorKind, Result};
 
 const CHUNK: u64 = super::CHUNK;
 
-fn create() -> SrCreate {
+pub(super) fn create() -> SrCreate {
     SrCreate { name: "sr".into(), devices: vec!["/dev/sda".into()], ..SrCreate::default() }
 }
 
-fn named(name: &str) -> VdiClone {
+pub(super) fn named(name: &str) -> VdiClone {
     VdiClone { name: Some(name.into()), size: None }
 }
 
@@ -123,7 +121,7 @@ fn ops() -> Vec<Op> {
     ]
 }
 
-fn detached(mut state: State) -> State {
+pub(super) fn detached(mut state: State) -> State {
     state.values_mut().for_each(|face| face.attached = false);
     state
 }
@@ -461,92 +459,6 @@ fn random_lives_match_the_model() {
 }
 
 #[test]
-fn a_map_composes_the_disk_and_its_template() {
-    let rig = furnished();
-    rig.sim.borrow_mut().write("a", 1, 98);
-    let mut smctl = rig.controller();
-    Op::Resize("a".into(), 6).run(&mut smctl).unwrap();
-    let shown = |smctl: &mut Controller, vdi: &str| -> Vec<(u64, u64, usize, bool)> {
-        let extents = smctl.vdi_map("sr", vdi).unwrap();
-        extents.iter().map(|it| (it.start / CHUNK, it.length / CHUNK, it.depth, it.data)).collect()
-    };
-    assert_eq!(shown(&mut smctl, "a"), [(0, 2, 0, true), (2, 4, 0, false)]);
-    assert_eq!(shown(&mut smctl, "b"), [(0, 2, 1, true)], "a clone of a snapshot from before the writes");
-    assert_eq!(shown(&mut smctl, "t"), [(0, 2, 0, true)]);
-    rig.sim.borrow().check().unwrap();
-    let physical =
-        |smctl: &mut Controller, vdi: &str| smctl.vdi_info("sr", vdi).unwrap().physical_utilisation;
-    assert_eq!(physical(&mut smctl, "a"), Some(2 * CHUNK));
-    assert_eq!(physical(&mut smctl, "b"), Some(0));
-    smctl.vdi_detach("sr", "a").unwrap();
-    assert_eq!(physical(&mut smctl, "a"), Some(2 * CHUNK), "detached, it still tells");
-    for vdi in smctl.vdi_list("sr").unwrap() {
-        assert_eq!(vdi, smctl.vdi_info("sr", &vdi.name).unwrap());
-    }
-    assert_eq!(smctl.sr_info("sr").unwrap().physical_allocation, Some(2 * CHUNK));
-    let shown = |smctl: &mut Controller, vdi: &str| {
-        let info = smctl.vdi_info("sr", vdi).unwrap();
-        info.from_template.zip(info.from_template_percent)
-    };
-    assert_eq!(shown(&mut smctl, "b"), Some((2 * CHUNK, 100)));
-    assert_eq!(shown(&mut smctl, "t"), None, "a template shows none");
-    rig.sim.borrow_mut().write("b", 0, 5);
-    assert_eq!(shown(&mut smctl, "b"), Some((CHUNK, 50)));
-    Op::Flatten("b".into()).run(&mut smctl).unwrap();
-    assert_eq!(shown(&mut smctl, "b"), None);
-    assert_eq!(physical(&mut smctl, "b"), Some(2 * CHUNK));
-}
-
-#[test]
-fn a_difference_is_what_was_written_between() {
-    let rig = furnished();
-    rig.sim.borrow_mut().write("a", 1, 98);
-    let mut smctl = rig.controller();
-    let changed = |smctl: &mut Controller, a: &str, b: &str| -> Vec<(u64, u64)> {
-        let changed = smctl.vdi_diff("sr", a, b).unwrap();
-        changed.iter().map(|it| (it.start / CHUNK, it.length / CHUNK)).collect()
-    };
-    assert_eq!(changed(&mut smctl, "a1", "a"), [(0, 2)]);
-    assert_eq!(changed(&mut smctl, "a", "a1"), [(0, 2)]);
-    assert_eq!(changed(&mut smctl, "t", "a"), [(0, 2)]);
-    assert_eq!(changed(&mut smctl, "a", "a"), []);
-    assert_eq!(changed(&mut smctl, "a1", "b"), []);
-    Op::Snapshot("a".into(), "a2".into()).run(&mut smctl).unwrap();
-    rig.sim.borrow_mut().write("a", 1, 97);
-    assert_eq!(changed(&mut smctl, "a2", "a"), [(1, 1)]);
-    Op::Create("empty".into()).run(&mut smctl).unwrap();
-    for (a, b) in [("a", "empty"), ("t", "unused"), ("unused", "a")] {
-        let refused = smctl.vdi_diff("sr", a, b).unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::Refused);
-        assert!(refused.message.contains("not the same template"), "{refused}");
-    }
-    rig.sim.borrow().check().unwrap();
-}
-
-#[test]
-fn a_reader_that_dies_leaves_no_metadata_snapshot() {
-    for fuel in 0.. {
-        let rig = furnished();
-        rig.sim.borrow_mut().fuel = Some(fuel);
-        let result = rig.controller().vdi_map("sr", "a");
-        let died = rig.sim.borrow().dead;
-        rig.sim.borrow_mut().restart(false);
-        if !died {
-            result.unwrap();
-            assert_eq!(fuel, 4, "a snapshot is reserved and released");
-            return;
-        }
-        // The next reader goes on, and whoever attaches cleans up.
-        if fuel % 2 == 0 {
-            assert_eq!(rig.controller().vdi_map("sr", "a").unwrap().len(), 2);
-        } else {
-            rig.controller().sr_attach("sr").unwrap();
-        }
-        rig.sim.borrow().check().unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
-    }
-}
-
-#[test]
 fn what_is_not_all_in_the_cache_is_not_localised() {
     let rig = furnished();
     rig.sim.borrow_mut().cached.insert(7, CHUNK);
@@ -603,88 +515,4 @@ fn a_flattening_that_is_stopped_goes_on_later() {
     let now = rig.sim.borrow().check().unwrap();
     assert_eq!(now["b"].bytes, before["b"].bytes);
     assert!(!now["b"].dependent);
-}
-
-/// Takes the records away, and perhaps the volume that they were on.
-fn lose_records(rig: &Rig, volume: bool) {
-    let mut sim = rig.sim.borrow_mut();
-    sim.records = None;
-    if volume {
-        sim.group.as_mut().unwrap().2.retain(|lv| !lv.name.ends_with("-meta"));
-        sim.devices.retain(|name, _| !name.ends_with("-meta"));
-    }
-}
-
-#[test]
-fn lost_records_are_restored_from_every_point_of_death() {
-    for (volume, reboot) in [(false, false), (true, false), (true, true)] {
-        for fuel in 0.. {
-            let rig = furnished();
-            let before = rig.sim.borrow().check().unwrap();
-            let dump = rig.controller().sr_dump("sr").unwrap();
-            let restore = || SrRestore { dump: dump.clone(), leave_unknown: false };
-            lose_records(&rig, volume);
-            rig.sim.borrow_mut().fuel = Some(fuel);
-            let result = rig.controller().sr_restore(restore());
-            let died = rig.sim.borrow().dead;
-            rig.sim.borrow_mut().restart(reboot);
-            if died {
-                rig.controller().sr_restore(restore()).unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
-            } else {
-                result.unwrap();
-            }
-            let now = rig.sim.borrow().check().unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
-            if !died && reboot {
-                break;
-            }
-            assert_eq!(now, if reboot { detached(before) } else { before }, "dead at {fuel}");
-            // What is made next gets along with what is there.
-            Op::Clone("a1".into(), "next".into()).run(&mut rig.controller()).unwrap();
-            rig.sim.borrow().check().unwrap();
-            if !died {
-                assert!(fuel >= if volume { 4 } else { 2 }, "{fuel} points");
-                break;
-            }
-        }
-    }
-}
-
-#[test]
-fn records_are_restored_to_the_pool_that_they_are_of_only() {
-    let refused = |change: &dyn Fn(&Rig)| {
-        let rig = furnished();
-        let dump = rig.controller().sr_dump("sr").unwrap();
-        change(&rig);
-        let thins = rig.sim.borrow().thins.clone();
-        let error = rig.controller().sr_restore(SrRestore { dump, leave_unknown: false }).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Refused, "{error}");
-        assert_eq!(rig.sim.borrow().thins, thins);
-        error.message
-    };
-    assert!(
-        refused(&|rig| Op::Create("x".into()).run(&mut rig.controller()).unwrap()).contains("other ones")
-    );
-    let gone = refused(&|rig| {
-        Op::Destroy("b".into()).run(&mut rig.controller()).unwrap();
-        lose_records(rig, false);
-    });
-    assert!(gone.contains("lacks 1 of the dump's 3 thin devices, as 3 of VDI 'b'"), "{gone}");
-    let unknown = refused(&|rig| {
-        Op::Create("x".into()).run(&mut rig.controller()).unwrap();
-        lose_records(rig, true);
-    });
-    assert!(unknown.contains("1 thin devices that the dump does not know"), "{unknown}");
-    let early = refused(&|rig| {
-        lose_records(rig, false);
-        rig.sim.borrow_mut().transaction_id -= 1;
-    });
-    assert!(early.contains("before the dump"), "{early}");
-    // Unknown devices may be left, and then their ids are not given to others.
-    let rig = furnished();
-    let dump = rig.controller().sr_dump("sr").unwrap();
-    Op::Create("x".into()).run(&mut rig.controller()).unwrap();
-    lose_records(&rig, false);
-    rig.controller().sr_restore(SrRestore { dump, leave_unknown: true }).unwrap();
-    Op::Create("y".into()).run(&mut rig.controller()).unwrap();
-    assert!(rig.sim.borrow().check().unwrap_err().contains("{1, 2, 3, 5}"), "the ids of the records");
 }
