@@ -6,6 +6,7 @@ make_image template.qcow2 -c
 serve_over_http "$work"
 DISK=$SCRATCH IMAGE=$HTTP_URL/template.qcow2
 export DISK IMAGE
+# shellcheck disable=SC2016 # the backquotes are those of Markdown
 sed -n '/^```sh$/,/^```$/p' "$lab/../../docs/libvirt.md" | sed '/^```/d' >page.sh
 (( $(grep -c smctl page.sh) >= 25 ))
 bash -euxo pipefail page.sh
