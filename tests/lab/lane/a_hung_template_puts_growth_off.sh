@@ -47,8 +47,7 @@ grep "warning: .*template 'debian'" said
 smctl vdi create lane --name more --size 1M 2>said
 grep "warning: .*template 'debian'" said
 background watch smctl sr watch --interval 1
-sleep 3
-grep "template 'debian'" watch.log
+becomes_true grep "template 'debian'" watch.log
 same "the pool's size" "$before" "$(pool_size)"
 running reader.pid || fail "the reader came to an end while nobody answered, and the test tells nothing: $(<reader.log)"
 running writer.pid || fail "the other disk stood still: $(tail -n 1 writer.log)"
