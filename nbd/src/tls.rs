@@ -3,10 +3,11 @@
 //! A directory of PEM files, named as qemu, nbdkit and libnbd name them: `server-cert.pem` (with what leads to its
 //! authority), `server-key.pem`, and `ca-cert.pem`, the authorities that vouch for clients.
 
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{CipherSuite, RootCertStore, ServerConfig, SupportedCipherSuite};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +49,9 @@ impl Tls {
             let found: Vec<CertificateDer<'static>> = found.map_err(|error| wrong(name, &error))?;
             if found.is_empty() { Err(wrong(name, &"it holds no certificate")) } else { Ok(found) }
         };
-        let builder = ServerConfig::builder();
+        let builder = ServerConfig::builder_with_provider(Arc::new(quickest_first()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError(format!("TLS cannot be spoken: {error}")))?;
         let builder = match clients {
             Clients::Anybody => builder.with_no_client_auth(),
             Clients::Vouched => {
@@ -63,12 +66,29 @@ impl Tls {
         let chain = certificates("server-cert.pem")?;
         let key = PrivateKeyDer::from_pem_file(directory.join("server-key.pem"));
         let key = key.map_err(|error| wrong("server-key.pem", &error))?;
-        let config =
+        let mut config =
             builder.with_single_cert(chain, key).map_err(|error| wrong("server-cert.pem", &error))?;
+        config.ignore_client_order = true;
         Ok(Tls(TlsAcceptor::from(Arc::new(config))))
     }
 
     pub(crate) fn acceptor(&self) -> &TlsAcceptor {
         &self.0
     }
+}
+
+/// What the process's provider offers, with AES-128-GCM before its longer sister: every byte of a disk is encrypted here and
+/// decrypted by the client, which takes a fifth less time with the shorter key. Nothing is known that breaks it
+/// (RFC 8446 section 9.1 demands it of everybody), and a client that does not want it does not offer it.
+fn quickest_first() -> CryptoProvider {
+    let mut provider =
+        CryptoProvider::get_default().map_or_else(ring::default_provider, |installed| (**installed).clone());
+    let is_quickest = |suite: &SupportedCipherSuite| {
+        let suite = suite.suite();
+        suite == CipherSuite::TLS13_AES_128_GCM_SHA256
+            || suite == CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            || suite == CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    };
+    provider.cipher_suites.sort_by_key(|suite| !is_quickest(suite));
+    provider
 }

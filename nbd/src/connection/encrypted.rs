@@ -1,23 +1,19 @@
 //! A connection's socket under TLS.
 
 use super::outbox::{Next, Outbox};
+use super::plain::Plain;
 use super::transport::break_off;
 use crate::{Client, Tls};
 use bytes::BytesMut;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::AsyncWrite;
-use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
-use tokio_util::either::Either;
 use tokio_util::io::poll_read_buf;
 
 /// How much of a file is read at a time to be encrypted: some of the largest TLS records.
 const CHUNK: usize = 64 << 10;
-
-/// The socket below.
-pub(super) type Plain = Either<UnixStream, TcpStream>;
 
 /// An encrypted stream.
 #[derive(Debug)]
@@ -43,12 +39,28 @@ impl Encrypted {
         Client::with(shown.map(|certificate| certificate.clone().into_owned()))
     }
 
+    pub(super) fn widen(&self) {
+        self.stream.get_ref().0.widen();
+    }
+
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         input: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
         poll_read_buf(Pin::new(&mut self.stream), cx, input)
+    }
+
+    /// As [`poll_fill`](Self::poll_fill), but asks the socket itself instead of waiting to be told of it.
+    pub(super) fn fill_now(&mut self, input: &mut BytesMut) -> io::Result<Option<usize>> {
+        self.stream.get_mut().0.set_eager(true);
+        // Nobody is told when this one is pending: it is asked again, or there is another one that is.
+        let filled = self.poll_fill(&mut Context::from_waker(Waker::noop()), input);
+        self.stream.get_mut().0.set_eager(false);
+        match filled {
+            Poll::Ready(filled) => filled.map(Some),
+            Poll::Pending => Ok(None),
+        }
     }
 
     /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.

@@ -6,8 +6,10 @@
 //! so that a client which does not read its replies fills its own socket and nothing else.
 
 mod encrypted;
+mod linger;
 mod negotiate;
 mod outbox;
+mod plain;
 mod transport;
 
 pub use encrypted::Encrypted;
@@ -19,6 +21,7 @@ use crate::wire::consts::{CommandFlags, MAX_PAYLOAD};
 use crate::wire::{Command, Request, encode_done, encode_error, encode_read, encode_status};
 use crate::{Errno, Export, Extent, Limits, Segment, Segments};
 use bytes::{Bytes, BytesMut};
+use linger::Pace;
 use outbox::Outbox;
 use std::future::poll_fn;
 use std::io;
@@ -26,7 +29,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -105,6 +108,7 @@ pub(crate) struct Connection<E> {
     left: bool,
     /// Bytes sent, ever; to see whether any are between two looks.
     sent: u64,
+    pace: Pace,
 }
 
 impl<E: Export> Connection<E> {
@@ -116,6 +120,7 @@ impl<E: Export> Connection<E> {
         export: Arc<E>,
         shared: Arc<Shared>,
     ) -> Self {
+        stream.widen();
         Self {
             stream,
             input,
@@ -130,6 +135,7 @@ impl<E: Export> Connection<E> {
             reading: true,
             left: false,
             sent: 0,
+            pace: Pace::new(),
         }
     }
 
@@ -149,6 +155,11 @@ impl<E: Export> Connection<E> {
             }
             if drain.is_cancelled() {
                 break;
+            }
+            if self.linger()? {
+                // Others of this thread have their turn between two requests of this client.
+                yield_now().await;
+                continue;
             }
             poll_fn(|cx| {
                 let drained = cancelled.as_mut().poll(cx).is_ready();
@@ -255,12 +266,32 @@ impl<E: Export> Connection<E> {
         if self.reading && !self.paused() {
             self.input.reserve(RECEIVE);
             if let Poll::Ready(received) = self.stream.poll_fill(cx, &mut self.input) {
-                self.left = received? == 0;
-                self.reading = !self.left;
+                self.received(received?);
                 progress = true;
             }
         }
         if progress { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.left = bytes == 0;
+        self.reading = !self.left;
+        self.pace.received();
+    }
+
+    /// Looks for the next request of a client that asks for one thing after the other, for as long as such a client takes
+    /// to ask; whether anything came.
+    fn linger(&mut self) -> io::Result<bool> {
+        let idle = self.tasks.is_empty() && self.outbox.pending() == 0 && !self.stream.has_unsent();
+        if !idle || !self.reading {
+            return Ok(false);
+        }
+        self.input.reserve(RECEIVE);
+        let Some(bytes) = self.pace.linger(|| self.stream.fill_now(&mut self.input))? else {
+            return Ok(false);
+        };
+        self.received(bytes);
+        Ok(true)
     }
 
     /// Takes requests off the receive buffer while there are any and not too much is under way.
@@ -268,7 +299,10 @@ impl<E: Export> Connection<E> {
         while !self.paused() {
             match self.session.receive(&mut self.input) {
                 Event::More => break,
-                Event::Request(request) => self.execute(request),
+                Event::Request(request) => {
+                    self.pace.request();
+                    self.execute(request);
+                }
                 Event::Refused(request, errno) => {
                     tracing::debug!(?request, ?errno, "refused");
                     self.answer_error(&request, errno);

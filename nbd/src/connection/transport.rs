@@ -1,10 +1,12 @@
 //! The socket of one connection.
 
-use super::encrypted::{Encrypted, Plain};
+use super::encrypted::Encrypted;
 use super::outbox::{Next, Outbox};
+use super::plain::Plain;
 use crate::{Client, Tls};
 use bytes::BytesMut;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,6 +20,10 @@ use tokio_util::io::poll_read_buf;
 
 /// How long a client is given to take that the connection ends.
 const LEAVE: Duration = Duration::from_secs(1);
+
+/// How many bytes a unix socket may hold that its client has not taken yet. The kernel's own choice, 208 KiB, is less than
+/// what is under way between a server and a client that copies: each would wait for the other most of the time.
+const UNSENT: usize = 1 << 20;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -46,20 +52,29 @@ impl Stream {
     /// Options that suit requests and replies: no waiting for more bytes, and a peer that vanished is noticed.
     pub(super) fn configure(&self) {
         if let Self::Tcp(stream) = self {
-            let set = stream
-                .set_nodelay(true)
-                .and_then(|()| Ok(rustix::net::sockopt::set_socket_keepalive(stream, true)?));
+            let set =
+                stream.set_nodelay(true).and_then(|()| Ok(sockopt::set_socket_keepalive(stream, true)?));
             if let Err(error) = set {
                 tracing::warn!(%error, "cannot set options of a TCP connection");
             }
         }
     }
 
+    /// Makes room for replies that the client has yet to take, for it is not one that only greets. A TCP socket has as much
+    /// as its link needs without this.
+    pub(super) fn widen(&self) {
+        match self {
+            Self::Unix(stream) => widen(stream),
+            Self::Tcp(_) => {}
+            Self::Tls(stream) => stream.widen(),
+        }
+    }
+
     /// The stream encrypted, once the client has been told that it may begin.
     pub(super) async fn encrypt(self, tls: &Tls) -> io::Result<Stream> {
         let plain = match self {
-            Self::Unix(stream) => Plain::Left(stream),
-            Self::Tcp(stream) => Plain::Right(stream),
+            Self::Unix(stream) => Plain::from(stream),
+            Self::Tcp(stream) => Plain::from(stream),
             Self::Tls(_) => return Err(io::Error::other("the connection is encrypted already")),
         };
         Ok(Self::Tls(Box::new(Encrypted::accept(plain, tls).await?)))
@@ -103,6 +118,15 @@ impl Stream {
         }
     }
 
+    /// As [`poll_fill`](Self::poll_fill), but asks the socket itself instead of waiting to be told of it.
+    pub(super) fn fill_now(&mut self, input: &mut BytesMut) -> io::Result<Option<usize>> {
+        match self {
+            Self::Unix(stream) => append_now(stream.as_fd(), input),
+            Self::Tcp(stream) => append_now(stream.as_fd(), input),
+            Self::Tls(stream) => stream.fill_now(input),
+        }
+    }
+
     /// Sends from `outbox` until it is empty or the socket is full.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {
         if let Self::Tls(stream) = self {
@@ -137,9 +161,20 @@ impl Stream {
     }
 }
 
+/// Makes room for [`UNSENT`] bytes, or as much as this process may have: only with CAP_NET_ADMIN it is more than
+/// net.core.wmem_max.
+pub(super) fn widen(stream: &UnixStream) {
+    // The kernel doubles what is asked for, to have room for its own records (socket(7), SO_SNDBUF).
+    let bytes = UNSENT / 2;
+    let widened = sockopt::set_socket_send_buffer_size_force(stream, bytes)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(stream, bytes));
+    if let Err(error) = widened {
+        tracing::debug!(%error, "a unix socket keeps the size it has");
+    }
+}
+
 /// Whether an error is that of the file that was to be sent, not of the socket.
 pub(super) fn is_of_file(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     error.kind() == io::ErrorKind::UnexpectedEof
         || matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::BADMSG | Errno::UCLEAN | Errno::STALE))
@@ -151,6 +186,26 @@ pub(super) fn break_off(outbox: &mut Outbox, error: &io::Error) {
     if let Some((offset, len)) = outbox.broken() {
         tracing::debug!(%error, "{len} bytes at {offset:#x} cannot be read from a local file");
     }
+}
+
+/// Receives what has come already, if anything has.
+pub(super) fn receive_now(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<usize>> {
+    match recv(socket, bytes, RecvFlags::DONTWAIT) {
+        Ok((_, received)) => Ok(Some(received)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The next request, if it has come already, appended to `input`.
+fn append_now(socket: BorrowedFd<'_>, input: &mut BytesMut) -> io::Result<Option<usize>> {
+    // Larger than any request without payload.
+    let mut bytes = [0; 64];
+    let received = receive_now(socket, &mut bytes)?;
+    if let Some(received) = received {
+        input.extend_from_slice(&bytes[..received]);
+    }
+    Ok(received)
 }
 
 /// Sends what fits.
