@@ -89,7 +89,7 @@ impl Opened {
         let session = session.await.map_err(fault)?;
         let tree =
             Tree::connect(&mut connection, &place.share).await.map_err(|error| match error.kind() {
-                ErrorKind::Other | ErrorKind::NotFound => {
+                ErrorKind::NotFound => {
                     Fault::new(Kind::NotFound, Failure::Final, "the server has no such share")
                 }
                 _ => fault(error),
