@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
@@ -65,13 +66,23 @@ pub async fn serve_transmission<E: Export>(
     export: Arc<E>,
     shutdown: CancellationToken,
 ) -> io::Result<Option<Link>> {
+    Ok(match transmission(link, export).run(shutdown).await? {
+        End::Drained(Stream::Unix(stream), received) => Some(Link { stream, received }),
+        _ => None,
+    })
+}
+
+/// Serves a link that [`serve_transmission`] gave back and that nobody goes on with, until there is an instant in which
+/// nothing is under way and nothing more has come, or for `limit`; then answers what has come and closes it. The kernel does
+/// not send again what was under way on a socket that is closed, before its timer for requests fires.
+pub async fn serve_until_quiet<E: Export>(link: Link, export: Arc<E>, limit: Duration) -> io::Result<()> {
+    transmission(link, export).run_until_quiet(limit).await.map(drop)
+}
+
+fn transmission<E: Export>(link: Link, export: Arc<E>) -> Connection<Padded<E>> {
     let export = Arc::new(Padded::new(export));
     let terms = Terms { size: export.info().size, headers: Headers::Simple, contexts: Contexts::empty() };
     let shared = Arc::new(Shared::new(Limits::default()));
     let Link { stream, received } = link;
-    let connection = Connection::new(stream.into(), received, Session::new(terms), export, shared);
-    Ok(match connection.run(shutdown).await? {
-        End::Drained(Stream::Unix(stream), received) => Some(Link { stream, received }),
-        _ => None,
-    })
+    Connection::new(stream.into(), received, Session::new(terms), export, shared)
 }

@@ -8,7 +8,7 @@ use thinorigin_nbd::wire::consts::CommandFlags;
 use thinorigin_nbd::wire::{Command, Cookie, Request};
 use thinorigin_nbd::{
     Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Limits, Link, Listener, Segment, Segments,
-    Server, serve_transmission,
+    Server, serve_transmission, serve_until_quiet,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -226,6 +226,46 @@ async fn a_drained_link_is_gone_on_with_where_it_was_left() {
     let link = client.served.await.unwrap().unwrap().expect("the client is there still");
     drop(client.socket);
     assert!(!link.is_open());
+}
+
+#[tokio::test]
+async fn a_link_that_nobody_goes_on_with_is_closed_when_nothing_is_under_way() {
+    let export = Arc::new(Trouble::default());
+    let stop = CancellationToken::new();
+    let mut client = Client::new(&export, &stop);
+    stop.cancel();
+    let link = client.served.await.unwrap().unwrap().expect("the client is there still");
+    client.socket.write_all(&request(Command::Read, 1, SLOW, 512)).await.unwrap();
+    let quiet = serve_until_quiet(link, Arc::clone(&export), Duration::from_secs(10));
+    client.served = tokio::spawn(async move { quiet.await.map(|()| None) });
+    until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    // One that comes while another is under way is answered as well.
+    client.send(Command::Read, 2, 0, 512).await;
+    assert_eq!(client.reply(512).await, (0, 2, vec![1; 512]));
+    export.go_on.notify_one();
+    assert_eq!(client.reply(512).await, (0, 1, vec![0; 512]));
+    client.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_link_that_is_never_quiet_is_closed_all_the_same() {
+    let export = Arc::new(Trouble::default());
+    let stop = CancellationToken::new();
+    let mut client = Client::new(&export, &stop);
+    stop.cancel();
+    let link = client.served.await.unwrap().unwrap().expect("the client is there still");
+    client.socket.write_all(&request(Command::Read, 1, SLOW, 512)).await.unwrap();
+    let quiet = serve_until_quiet(link, Arc::clone(&export), Duration::from_millis(50));
+    client.served = tokio::spawn(async move { quiet.await.map(|()| None) });
+    until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.send(Command::Read, 2, 0, 512).await;
+    export.go_on.notify_one();
+    assert_eq!(client.reply(512).await, (0, 1, vec![0; 512]));
+    let mut rest = Vec::new();
+    // Closing with a request unread resets the connection.
+    let _ = client.socket.read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "a request after the limit is answered");
 }
 
 #[tokio::test]

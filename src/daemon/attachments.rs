@@ -33,6 +33,9 @@ const MARGIN: Duration = Duration::from_secs(5);
 const MOST_PATIENCE: u64 = 3600;
 /// How long the kernel keeps requests waiting for a new server after the last one died.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// For how long a socket that is to be closed is served, if something is under way on it all the time.
+const QUIET: Duration = Duration::from_secs(5);
 /// What the kernel shows as the backend of our devices, followed by the key.
 pub(super) const BACKEND: &str = "thinorigin:";
 
@@ -258,7 +261,8 @@ impl Attachments {
         Ok(Some(attached))
     }
 
-    /// Answers what is under way and stops reading requests. The devices stay for a server that takes over, with their
+    /// Answers what is under way and stops reading requests; where no service manager keeps the sockets, only when nothing
+    /// is under way at last, for what is lost with a socket the kernel asks for again only after half a minute. The devices stay for a server that takes over, with their
     /// sockets if a service manager keeps those for it.
     pub(crate) async fn drain(&self) {
         let _changing = self.changing.lock().await;
@@ -267,7 +271,9 @@ impl Attachments {
         drained.iter().for_each(|live| live.serving.stop.cancel());
         let devices = drained.len();
         let mut links: Vec<(u32, Link)> = Vec::new();
+        let mut exports = HashMap::new();
         for Live { attached, mut serving } in drained {
+            exports.insert(attached.index, serving.export.clone());
             while let Some(ended) = serving.tasks.join_next().await {
                 links.extend(ended.ok().flatten().map(|link| (attached.index, link)));
             }
@@ -281,6 +287,15 @@ impl Attachments {
             tracing::error!("{error}");
             0
         });
+        if left == 0 {
+            let ends = links.into_iter().filter_map(|(index, link)| {
+                let export = exports.get(&index)?.clone();
+                Some(nbd::serve_until_quiet(link, export, QUIET))
+            });
+            for ended in ends.collect::<JoinSet<_>>().join_all().await {
+                ended.unwrap_or_else(|error| tracing::error!("a kernel connection failed: {error}"));
+            }
+        }
         if devices > 0 {
             tracing::warn!(
                 "{devices} devices are left without a server, {left} of their sockets with the service manager; reads wait {} s for a server that takes over",

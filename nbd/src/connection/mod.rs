@@ -28,9 +28,10 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Room for bytes to come: hundreds of requests at a time.
@@ -172,6 +173,45 @@ impl<E: Export> Connection<E> {
             })
             .await?;
         }
+        self.finish().await
+    }
+
+    /// Serves until the client leaves or there is an instant in which nothing is under way and nothing more has come, and
+    /// after `limit` stops as [`run`](Self::run) does.
+    pub(crate) async fn run_until_quiet(mut self, limit: Duration) -> io::Result<End> {
+        let mut limit = pin!(sleep(limit));
+        let mut quiet = false;
+        while !quiet {
+            self.take_requests()?;
+            quiet = self.finished()
+                || poll_fn(|cx| match self.poll_progress(cx) {
+                    Poll::Ready(progress) => Poll::Ready(progress.map(|()| false)),
+                    Poll::Pending if self.is_quiet() => {
+                        Poll::Ready(self.receive_now().map(|received| !received))
+                    }
+                    Poll::Pending => limit.as_mut().poll(cx).map(|()| Ok(true)),
+                })
+                .await?;
+        }
+        self.finish().await
+    }
+
+    /// Receives what has come, also what the connection has not been told of; whether anything has.
+    fn receive_now(&mut self) -> io::Result<bool> {
+        self.input.reserve(RECEIVE);
+        let received = self.stream.fill_now(&mut self.input)?;
+        received.into_iter().for_each(|bytes| self.received(bytes));
+        Ok(received.is_some())
+    }
+
+    /// Whether nothing is under way, as far as requests have been received.
+    fn is_quiet(&self) -> bool {
+        let answered = self.tasks.is_empty() && self.outbox.pending() == 0 && !self.stream.has_unsent();
+        answered && self.input.is_empty() && self.session.between_requests()
+    }
+
+    /// Answers what has been received, and reads no more.
+    async fn finish(mut self) -> io::Result<End> {
         self.reading = false;
         match timeout(self.shared.limits.drain, self.drain()).await {
             Ok(Ok(())) if self.left || !self.session.between_requests() => Ok(End::Left(self.stream)),
