@@ -74,7 +74,14 @@ impl FileSource {
             }
             // A device's content has no version.
             FileType::BlockDevice if location.beneath().is_none() => {
-                (rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(failed)?, String::new())
+                match rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(failed)? {
+                    // A loop device without a file, an NBD device without a server, a drive without a disk.
+                    0 => {
+                        let text = format!("{location}: the block device has no medium, for its size is 0");
+                        return Err(Error::new(Kind::NotFound, text));
+                    }
+                    size => (size, String::new()),
+                }
             }
             other => return Err(Error::new(Kind::Unsupported, format!("{location}: {}", what(other)))),
         };
