@@ -62,8 +62,9 @@ impl Relay {
                 let state = shared.clone();
                 links.spawn(async move {
                     let mut age = state.age.subscribe();
+                    let born = *age.borrow_and_update();
                     tokio::select! {
-                        _ = link(client, &state) => {}
+                        _ = link(client, &state, born) => {}
                         _ = age.changed() => {}
                     }
                 });
@@ -101,7 +102,7 @@ impl Drop for Relay {
 }
 
 /// One connection, until either end of it is gone.
-async fn link(client: TcpStream, state: &State) -> std::io::Result<()> {
+async fn link(client: TcpStream, state: &State, born: u64) -> std::io::Result<()> {
     let server = TcpStream::connect(state.to).await?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
@@ -110,7 +111,7 @@ async fn link(client: TcpStream, state: &State) -> std::io::Result<()> {
     let (server_reads, mut server_writes) = server.into_split();
     tokio::select! {
         copied = tokio::io::copy(&mut client_reads, &mut server_writes) => copied.map(|_| ()),
-        spoiled = spoil(server_reads, client_writes, state) => spoiled,
+        spoiled = spoil(server_reads, client_writes, state, born) => spoiled,
     }
 }
 
@@ -119,6 +120,7 @@ async fn spoil(
     mut server: tcp::OwnedReadHalf,
     mut client: tcp::OwnedWriteHalf,
     state: &State,
+    born: u64,
 ) -> std::io::Result<()> {
     let mut said = state.spoil.subscribe();
     let mut buffer = vec![0; 1 << 16];
@@ -131,6 +133,10 @@ async fn spoil(
         }
         while !piece.is_empty() {
             let spoil = said.borrow_and_update().clone();
+            // What is said after the connections were cut is not said of this one.
+            if *state.age.borrow() != born {
+                return Ok(());
+            }
             let left = match &spoil {
                 Spoil::None | Spoil::Garble => u64::MAX,
                 Spoil::Hold(most) => most.saturating_sub(state.passed.load(Ordering::SeqCst)),
