@@ -37,17 +37,6 @@ for (( round = 0; ; round++ )); do
 done
 LOAD
 background load bash work-load "$wanted"
-rounds() { grep -c '^[0-9]' load.log || true; }
-goes_on() { # within 60 s, three more rounds
-  local from tries=600
-  from=$(rounds)
-  until (( $(rounds) >= from + 3 )); do
-    running load.pid || fail "the load ended: $(tail -n 1 load.log)"
-    (( tries-- )) || fail "the load stands still: $(tail -n 1 load.log)"
-    sleep 0.1
-  done
-}
-longest() { sort -k 2 -n load.log | tail -n 1 | cut -d ' ' -f 2; }
 # A build of its own, as far as anybody can tell.
 mkdir build
 cp "$(command -v thinorigin)" build/thinorigin
@@ -55,21 +44,23 @@ echo >>build/thinorigin
 serve_with() { background "$1" "$2" serve --admin unix:/run/thinorigin/admin.sock --while-attached; }
 
 goes_on
-echo "FACT longest round, undisturbed: $(longest) ms" >stalls
+echo "FACT longest round, undisturbed: $(longest 0) ms" >stalls
 for how in TERM KILL; do
+  from=$(rounds)
   pkill "-$how" -x thinorigin
   becomes_true eval '! pgrep -x thinorigin'
   sleep 1
   serve_with "after-$how" thinorigin
   goes_on
-  echo "FACT longest round up to $how and 1 s without a server: $(longest) ms" >>stalls
+  echo "FACT longest round with $how and 1 s without a server: $(longest "$from") ms" >>stalls
 done
 # An upgrade: the new one is ready to start when the old one ends.
+from=$(rounds)
 pkill -TERM -x thinorigin
 becomes_true eval '! pgrep -x thinorigin'
 serve_with upgrade "$work/build/thinorigin"
 goes_on
-echo "FACT longest round up to an upgrade: $(longest) ms" >>stalls
+echo "FACT longest round with an upgrade: $(longest "$from") ms" >>stalls
 ! grep WRONG load.log || fail "wrong bytes"
 cat stalls
 stop load.pid

@@ -19,17 +19,6 @@ for (( round = 0; ; round++ )); do
   echo "$round $(( (${EPOCHREALTIME/[.,]/} - began) / 1000 ))"
 done
 LOAD
-rounds() { grep -c '^[0-9]' load.log || true; }
-goes_on() { # within 60 s, three more rounds
-  local from tries=600
-  from=$(rounds)
-  until (( $(rounds) >= from + 3 )); do
-    running load.pid || fail "the load ended: $(tail -n 1 load.log)"
-    (( tries-- )) || fail "the load stands still: $(tail -n 1 load.log)"
-    sleep 0.1
-  done
-}
-longest() { sort -k 2 -n load.log | tail -n 1 | cut -d ' ' -f 2; }
 starts() { grep -c '^starting' manager.log; }
 started() { (( $(starts) > $1 )) && [[ $(tail -n 1 manager.log) != starting* ]]; } # COUNT: it was again since, and is ready
 noticed() { dmesg | grep -c 'block nbd' || true; } # what the kernel has to say about its devices
@@ -42,10 +31,10 @@ for manager in service-manager 'service-manager --forgets-nothing'; do
   : >load.log
   background load bash work-load "$device" "$wanted"
   goes_on
-  echo "FACT $manager: longest round, undisturbed: $(longest) ms" >>stalls
+  echo "FACT $manager: longest round, undisturbed: $(longest 0) ms" >>stalls
   read -r pid _ <manager.pid
 
-  kernel=$(noticed)
+  kernel=$(noticed) from=$(rounds)
   for _ in 1 2 3; do
     before=$(starts)
     kill -USR1 "$pid"
@@ -54,14 +43,14 @@ for manager in service-manager 'service-manager --forgets-nothing'; do
   done
   grep -q '^starting with 2' manager.log
   same "what the kernel has noticed of three restarts" "$kernel" "$(noticed)"
-  echo "FACT $manager: longest round up to three restarts of 1 s: $(longest) ms" >>stalls
+  echo "FACT $manager: longest round with three restarts of 1 s: $(longest "$from") ms" >>stalls
 
-  before=$(starts)
+  before=$(starts) from=$(rounds)
   pkill -KILL -x thinorigin
   becomes_true started "$before"
   goes_on
   (( $(noticed) > kernel )) || fail "the kernel went on with the sockets of a server that died"
-  echo "FACT $manager: longest round up to a kill: $(longest) ms" >>stalls
+  echo "FACT $manager: longest round with a kill: $(longest "$from") ms" >>stalls
   # After that it is as before.
   kernel=$(noticed) before=$(starts)
   kill -USR1 "$pid"
