@@ -9,21 +9,27 @@ use common::lab::{Lab, check, has_s3, image, is_root, outcome, write_credentials
 use common::nbd::Nbd;
 use common::{Dir, Server, THINORIGIN, assert_same_bytes, has, run, text};
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-#[test]
-fn a_bucket_is_listed() {
-    let test = "a_bucket_is_listed";
+/// A server, and an object of `length` bytes that is not on it yet; `None` where there is no such server.
+fn server_and_object(test: &str, length: usize) -> Option<(Dir, Lab, PathBuf)> {
     if !has_s3(test) {
-        return;
+        return None;
     }
     let dir = Dir::new();
     let object = dir.join("object");
-    fs::write(&object, vec![7; 1234]).unwrap();
+    fs::write(&object, vec![7; length]).unwrap();
     let s3 = Lab::start("s3", &dir, &[]);
+    Some((dir, s3, object))
+}
+
+#[test]
+fn a_bucket_is_listed() {
+    let Some((_dir, s3, object)) = server_and_object("a_bucket_is_listed", 1234) else { return };
     for key in ["templates/a%20%C3%BC.img", "templates/more/b.img", "other.img"] {
         s3.run("put", &[text(&object), key]);
     }
@@ -148,13 +154,7 @@ fn a_bucket_that_is_a_virtual_host_is_read() {
 #[test]
 fn a_bucket_that_is_open_is_read_by_anybody_and_no_other() {
     let test = "a_bucket_that_is_open_is_read_by_anybody_and_no_other";
-    if !has_s3(test) {
-        return;
-    }
-    let dir = Dir::new();
-    let object = dir.join("object");
-    fs::write(&object, vec![7; 70_000]).unwrap();
-    let s3 = Lab::start("s3", &dir, &[]);
+    let Some((dir, s3, object)) = server_and_object(test, 70_000) else { return };
     let (open, shut) = (s3.value("S3_OPEN_BUCKET"), s3.value("S3_URL").replace("s3://", ""));
     let credentials = dir.join("credentials.toml");
     let section = |bucket: &str| {
