@@ -134,20 +134,23 @@ fn every_resource_is_as_its_document_says() {
     assert!(asked >= 9, "{asked} requests");
     // So are the answers to what makes no sense.
     let spec = two.to_string();
-    for (method, resource, kind, body, status) in [
-        ("POST", "/v1/exports", "application/json", "{", 400),
-        ("POST", "/v1/exports", "application/json", "{\"location\": 1}", 422),
-        ("POST", "/v1/exports", "text/plain", &spec, 415),
-        ("POST", "/v1/attachments", "application/json", "[]", 422),
-        ("POST", "/v1/attachments", "application/json", "nothing", 400),
-        ("POST", "/v1/attachments", "text/plain", &spec, 415),
-        ("DELETE", "/v1/exports", "text/plain", "", 400),
-        ("DELETE", "/v1/attachments?kay=x", "text/plain", "", 400),
-        ("GET", "/v1/attachments?progress=perhaps", "text/plain", "", 400),
+    for (method, resource, kind, body, status, word) in [
+        ("POST", "/v1/exports", "application/json", "{", 400, "line 1 column 1"),
+        ("POST", "/v1/exports", "application/json", "", 400, "EOF"),
+        ("POST", "/v1/exports", "application/json", "{\"location\": 1}", 422, "location"),
+        ("POST", "/v1/exports", "text/plain", &spec, 415, "application/json"),
+        ("POST", "/v1/attachments", "application/json", "[]", 422, "invalid length 0"),
+        ("POST", "/v1/attachments", "application/json", "nothing", 400, "line 1 column 2"),
+        ("POST", "/v1/attachments", "application/json", "{\"location\": \"\u{7f}", 400, "EOF"),
+        ("POST", "/v1/attachments", "text/plain", &spec, 415, "application/json"),
+        ("DELETE", "/v1/exports", "text/plain", "", 400, "name"),
+        ("DELETE", "/v1/attachments?kay=x", "text/plain", "", 400, "key"),
+        ("GET", "/v1/attachments?progress=perhaps", "text/plain", "", 400, "progress"),
     ] {
         let what = format!("{method} {resource} {body}");
         let (answered, answer) = send(&dir, method, resource, Some((kind, body)));
         assert_eq!(answered, status, "{what}: {answer}");
+        assert!(answer.contains(word), "{what}: {word:?} is missing in: {answer}");
         let path = resource.split('?').next().unwrap();
         let described = &document["paths"][path][method.to_lowercase()]["responses"][status.to_string()];
         assert!(described["content"]["text/plain"].is_object(), "{what}: {status} is not described");
