@@ -175,17 +175,7 @@ mod tests {
         };
         let template = vdi(image, None, true);
         let disk = vdi(Body::Thin { id: 4 }, Some(template.uuid), false);
-        let sr = SrRecord {
-            uuid: Uuid::new_v4(),
-            name: "sr".into(),
-            vg: "vg".into(),
-            pool_lv: "pool".into(),
-            chunk: 65536,
-            owns_vg: true,
-            owns_pool: true,
-            grows: None,
-        };
-        Dump::new(sr, 7, 5, vec![template, disk])
+        Dump::new(SrRecord::specimen(), 7, 5, vec![template, disk])
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use controller::{
 pub use dump::Dump;
 pub use error::{Error, ErrorKind, Result};
 pub use extents::{Changed, Extent};
-pub use origins::{Content, OriginDevice, OriginError, OriginHealth, Origins, Probed};
+pub use origins::{Content, OriginDevice, OriginError, OriginHealth, Origins, Pinned, Probed};
 pub use sizes::{PoolSizes, VolumeSizes};
 pub use tree::{Node, NodeKind, Tree};
 pub use view::{OriginInfo, SrInfo, VdiInfo};
@@ -63,5 +63,5 @@ impl From<bool> for Outcome {
     }
 }
 
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;

@@ -23,6 +23,17 @@ pub struct Probed {
     pub location: String,
 }
 
+/// A template's image as it is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned<'a> {
+    /// Where it is.
+    pub location: &'a str,
+    /// What pins its version.
+    pub identity: &'a str,
+    /// For how many seconds reads wait for its server while that is away; as the server has it if not given.
+    pub patience: Option<u64>,
+}
+
 /// A template as a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginDevice {
@@ -104,18 +115,11 @@ pub trait Origins {
     /// The location cannot be opened or its tables not be read, or what is there now has another identity.
     fn extents(&mut self, location: &str, identity: &str) -> Result<Vec<Extent>, OriginError>;
 
-    /// Makes the template a block device, or finds the one that it already is. Reads of a new one wait `patience`
-    /// seconds for a server that is away, if that is given.
+    /// Makes the template a block device, or finds the one that it already is.
     ///
     /// # Errors
     /// The location cannot be opened, or what is there now has another identity.
-    fn attach(
-        &mut self,
-        template: Uuid,
-        location: &str,
-        identity: &str,
-        patience: Option<u64>,
-    ) -> Result<OriginDevice, OriginError>;
+    fn attach(&mut self, template: Uuid, image: Pinned<'_>) -> Result<OriginDevice, OriginError>;
 
     /// Takes the template's block device away, if there is one.
     ///

@@ -32,6 +32,23 @@ impl SrRecord {
     }
 }
 
+#[cfg(test)]
+impl SrRecord {
+    /// The record of an SR that owns its group.
+    pub(crate) fn specimen() -> Self {
+        Self {
+            uuid: Uuid::new_v4(),
+            name: "fast".into(),
+            vg: "vg".into(),
+            pool_lv: "pool".into(),
+            chunk: 65536,
+            owns_vg: true,
+            owns_pool: true,
+            grows: None,
+        }
+    }
+}
+
 /// What a VDI is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -58,27 +58,12 @@ mod tests {
 
     fn sr(owns_vg: bool) -> SrInfo {
         SrInfo {
-            pool_grows: None,
-            uuid: uuid::Uuid::nil(),
-            name: "sr".into(),
-            state: "attached",
-            vg: "vg".into(),
-            pool: "pool".into(),
-            devices: Vec::new(),
             owns_vg,
             vg_size: Some(1000),
             vg_free: Some(600),
             pool_size: Some(250),
             pool_used: Some(50),
-            chunk_size: None,
-            metadata_size: None,
-            metadata_used: None,
-            virtual_allocation: None,
-            physical_allocation: None,
-            templates: None,
-            disks: None,
-            origins: Vec::new(),
-            warnings: Vec::new(),
+            ..SrInfo::default()
         }
     }
 

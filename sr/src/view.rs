@@ -71,7 +71,7 @@ pub struct OriginInfo {
 /// An SR, as `smctl sr list` and `smctl sr info` show it.
 ///
 /// What only an attached SR can tell is `None` for one that is not, and `origins`, `warnings` are empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SrInfo {
     /// The SR.
     pub uuid: Uuid,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::export::Progress;
 use crate::image::{Image, OpenOptions};
 use backends::{Credentials, Location};
-use sr::{Content, Extent, OriginDevice, OriginError, OriginHealth, Origins, Outcome, Probed};
+use sr::{Content, Extent, OriginDevice, OriginError, OriginHealth, Origins, Outcome, Pinned, Probed};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use tokio::runtime::Runtime;
@@ -104,22 +104,20 @@ impl Origins for Server {
     fn attach(
         &mut self,
         template: Uuid,
-        location: &str,
-        identity: &str,
-        patience: Option<u64>,
+        image: Pinned<'_>,
     ) -> std::result::Result<OriginDevice, OriginError> {
         let attach = async {
             let request = AttachRequest {
-                location: location.to_owned(),
+                location: image.location.to_owned(),
                 key: key(template),
                 format: None,
                 snapshot: None,
                 member: None,
                 allow_reference: Vec::new(),
-                pin: Some(identity.to_owned()),
+                pin: Some(image.identity.to_owned()),
                 index: None,
                 revalidate: false,
-                patience,
+                patience: image.patience,
             };
             spawn::attach(&self.address, &self.options, &request).await
         };

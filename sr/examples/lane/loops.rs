@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use thinorigin_sr::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use thinorigin_sr::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Pinned, Probed};
 use uuid::Uuid;
 
 /// Which template is which file is kept in notes, and which file has a loop device the kernel knows. No two templates
@@ -58,14 +58,9 @@ impl Origins for Loops {
         Ok(vec![all])
     }
 
-    fn attach(
-        &mut self,
-        template: Uuid,
-        location: &str,
-        identity: &str,
-        _patience: Option<u64>,
-    ) -> Result<OriginDevice, OriginError> {
-        if self.probe(location)?.identity != identity {
+    fn attach(&mut self, template: Uuid, image: Pinned<'_>) -> Result<OriginDevice, OriginError> {
+        let location = image.location;
+        if self.probe(location)?.identity != image.identity {
             return Err(failed(location, "it is not the version that was introduced"));
         }
         // The note first: whatever dies after it, a loop device has a note.

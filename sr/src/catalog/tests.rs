@@ -16,19 +16,6 @@ fn device() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
-fn sr() -> SrRecord {
-    SrRecord {
-        uuid: Uuid::new_v4(),
-        name: "fast".into(),
-        vg: "vg".into(),
-        pool_lv: "pool".into(),
-        chunk: 65536,
-        owns_vg: true,
-        owns_pool: true,
-        grows: None,
-    }
-}
-
 fn ledger() -> Ledger {
     Ledger { transaction_id: 1, next_thin_id: 1, intent: None }
 }
@@ -51,7 +38,7 @@ fn vdi(name: &str, origin: Option<Uuid>) -> Vdi {
 #[test]
 fn records_survive_and_indexes_follow() {
     let (_directory, path) = device();
-    let (sr, template) = (sr(), Uuid::new_v4());
+    let (sr, template) = (SrRecord::specimen(), Uuid::new_v4());
     BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     assert_eq!(BlockMedia.identify(&path).unwrap(), Some(sr.uuid));
     let (mut a, b) = (vdi("a", Some(template)), vdi("b", Some(template)));
@@ -85,7 +72,7 @@ fn what_is_no_catalog_is_told_apart() {
     let (_directory, path) = device();
     assert_eq!(BlockMedia.identify(&path).unwrap(), None);
     assert!(BlockMedia.open(&path, Uuid::nil()).is_err());
-    let sr = sr();
+    let sr = SrRecord::specimen();
     BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     assert!(BlockMedia.open(&path, Uuid::nil()).is_err(), "another SR's records");
     let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -108,9 +95,9 @@ fn a_small_device_is_refused_and_a_full_one_keeps_what_it_has() {
     let (_directory, path) = device();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(1 << 20).unwrap();
-    assert!(BlockMedia.format(&path, &sr(), &ledger(), &[]).is_err());
+    assert!(BlockMedia.format(&path, &SrRecord::specimen(), &ledger(), &[]).is_err());
     file.set_len(16 << 20).unwrap();
-    let sr = sr();
+    let sr = SrRecord::specimen();
     BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     let mut catalog = BlockMedia.open(&path, sr.uuid).unwrap();
     let name = "n".repeat(1 << 20);
@@ -133,7 +120,7 @@ fn a_small_device_is_refused_and_a_full_one_keeps_what_it_has() {
 #[test]
 fn a_torn_length_slot_is_not_believed() {
     let (_directory, path) = device();
-    let sr = sr();
+    let sr = SrRecord::specimen();
     BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     for slot in [0x1000, 0x2000] {
         let before = fs::read(&path).unwrap();
@@ -152,7 +139,7 @@ fn a_torn_length_slot_is_not_believed() {
 #[test]
 fn a_look_writes_nothing_and_sees_everything() {
     let (_directory, path) = device();
-    let sr = sr();
+    let sr = SrRecord::specimen();
     BlockMedia.format(&path, &sr, &ledger(), &[]).unwrap();
     let disk = vdi("a", None);
     let mut catalog = BlockMedia.open(&path, sr.uuid).unwrap();

@@ -1,7 +1,7 @@
 //! Finding an SR or a VDI by what people call it.
 
 use super::{Controller, Open};
-use crate::engine::{Session, SrPlace};
+use crate::engine::{Mode, Session, SrPlace};
 use crate::error::{Error, Result};
 use crate::host::{Attached, Lock};
 use crate::lvm::Vg;
@@ -81,10 +81,18 @@ impl Controller {
         one(matching, text, |sr| sr.uuid)
     }
 
-    /// Locks an attached SR and opens its records to change them.
+    /// Locks an attached SR and opens its records to change them; in a dry run, to look at them.
     pub(super) fn open_sr(&mut self, text: &str) -> Result<Open> {
         let (sr, lock) = self.lock_attached(text)?;
-        Ok(Open { session: self.world.open(&sr)?, lock })
+        Ok(Open { session: self.records(&sr)?, lock })
+    }
+
+    /// Opens the records of an SR that is locked, to change them; in a dry run, to look at them.
+    pub(super) fn records(&mut self, sr: &Attached) -> Result<Session> {
+        match self.mode {
+            Mode::Apply => self.world.open(sr),
+            Mode::DryRun => self.world.look(sr),
+        }
     }
 
     /// Locks an attached SR and opens its records to look at them.

@@ -3,7 +3,7 @@
 use super::work::{PAUSE, SLICE};
 use super::{Controller, Open, Report, Work};
 use crate::Outcome;
-use crate::engine::{Done, Flattening, Mode, Session};
+use crate::engine::{Done, Flattening, Mode, Session, Slice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Goal, Step};
 use crate::record::{Body, Vdi};
@@ -37,16 +37,17 @@ impl Controller {
             return self.vdi_report(&open.session, done, vdi.uuid);
         };
         let step = Step::Flatten { vdi: vdi.uuid, name: vdi.name.clone() };
+        let Some(alone) = self.locks.try_work(vdi.uuid)? else {
+            return Err(Error::refused(format!("VDI '{}' is being flattened already", vdi.name)));
+        };
         if self.mode == Mode::DryRun {
             done.extend(self.world.drive_vdi(self.mode, &mut open.session, vdi.uuid, &Goal::Shown)?);
             done.push((step, None));
             let goal = Goal::Independent { id };
             done.extend(self.world.drive_vdi(self.mode, &mut open.session, vdi.uuid, &goal)?);
+            alone.retire()?;
             return self.vdi_report(&open.session, done, vdi.uuid);
         }
-        let Some(alone) = self.locks.try_work(vdi.uuid)? else {
-            return Err(Error::refused(format!("VDI '{}' is being flattened already", vdi.name)));
-        };
         let sr = open.session.sr.uuid.to_string();
         let flattened = match self.copy_all(&mut done, open, &vdi, (template, id), work) {
             Ok((mut open, any)) => {
@@ -89,8 +90,8 @@ impl Controller {
                 )));
             }
             self.world.drive_vdi(self.mode, &mut open.session, vdi.uuid, &Goal::Shown)?;
-            let until = Instant::now() + SLICE;
-            self.world.flatten(&open.session, &vdi, &mut flattening, until, work.cancelled)?;
+            let slice = Slice { until: Instant::now() + SLICE, stop: work.cancelled };
+            self.world.flatten(&open.session, &vdi, &mut flattening, &slice)?;
             let (gone_through, total) = flattening.progress();
             (work.progress)(gone_through, total);
             if flattening.is_done() {

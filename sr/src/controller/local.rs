@@ -3,7 +3,7 @@
 use super::work::SLICE;
 use super::{Controller, Open, Report, Work};
 use crate::Outcome;
-use crate::engine::{Done, Filling, Mode};
+use crate::engine::{Done, Filling, Mode, Slice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Goal, Step, layout, size_text};
 use crate::record::Vdi;
@@ -128,8 +128,8 @@ impl Controller {
         done.extend(self.world.drive_vdi(self.mode, &mut open.session, uuid, &goal)?);
         loop {
             self.world.drive_vdi(self.mode, &mut open.session, uuid, &Goal::Shown)?;
-            let until = Instant::now() + SLICE;
-            self.world.fill(&open.session, template, &mut filling, until, work.cancelled)?;
+            let slice = Slice { until: Instant::now() + SLICE, stop: work.cancelled };
+            self.world.fill(&open.session, template, &mut filling, &slice)?;
             let (copied, total) = filling.progress();
             (work.progress)(copied, total);
             if filling.is_done() {

@@ -19,8 +19,6 @@ mod world;
 pub use dump::SrRestore;
 pub use growth::{SrGrow, Tended};
 pub use sr::{SrCreate, SrDestroy, SrIntroduce};
-#[cfg(test)]
-pub(crate) use vdi::location as location_of;
 pub use vdi::{VdiClone, VdiCreate, VdiIntroduce};
 pub use work::Work;
 

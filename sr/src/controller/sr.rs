@@ -305,7 +305,7 @@ impl Controller {
             )));
         }
         if self.has_records(found)? {
-            let mut session = self.world.open(&found.as_attached())?;
+            let mut session = self.records(&found.as_attached())?;
             for disk in session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()) {
                 done.extend(self.world.drive_vdi(self.mode, &mut session, disk.uuid, &Goal::Gone)?);
             }
@@ -327,7 +327,7 @@ impl Controller {
         if !self.has_records(found)? {
             return Ok(());
         }
-        let session = self.world.open(&found.as_attached())?;
+        let session = self.world.look(&found.as_attached())?;
         let disks: Vec<_> = session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()).collect();
         match disks.first() {
             None => Ok(()),
@@ -398,18 +398,7 @@ impl Controller {
             owns_vg: found.owns_vg,
             vg_size: Some(found.group.size),
             vg_free: Some(found.group.free),
-            pool_size: None,
-            pool_used: None,
-            pool_grows: None,
-            chunk_size: None,
-            metadata_size: None,
-            metadata_used: None,
-            virtual_allocation: None,
-            physical_allocation: None,
-            templates: None,
-            disks: None,
-            origins: Vec::new(),
-            warnings: Vec::new(),
+            ..SrInfo::default()
         };
         if let Some(pool) = found.group.lv(&found.place.pool_lv) {
             info.pool_size = Some(pool.size);

@@ -9,7 +9,7 @@
 //! wherever it is read, and one without origin, which reads zeros. Only a block that does both is not mapped; one that
 //! gives an error on both is damaged, and the work ends there.
 
-use super::{Session, World};
+use super::{Session, Slice, World};
 use crate::dm::{DeviceNumber, PoolMode, Table, Target};
 use crate::error::{Error, Result};
 use crate::host::Block;
@@ -210,19 +210,18 @@ impl World {
         Ok(())
     }
 
-    /// Copies until nothing is left, or `until`, or `stop` says so. The template is open and padded, the guest's device,
+    /// Copies until nothing is left, or as long as the slice lasts. The template is open and padded, the guest's device,
     /// if there is one, goes on. What was copied is durable when this returns.
     pub(crate) fn flatten(
         &mut self,
         session: &Session,
         vdi: &Vdi,
         work: &mut Flattening,
-        until: Instant,
-        stop: &dyn Fn() -> bool,
+        slice: &Slice<'_>,
     ) -> Result<()> {
         let (pool, _) = self.pool_status(session)?;
         let made = self.make_scratch(session, vdi, pool.number, work.chunk);
-        let copied = made.and_then(|()| self.copy_blocks(session, vdi, work, until, stop));
+        let copied = made.and_then(|()| self.copy_blocks(session, vdi, work, slice));
         // Whatever came of it, nobody else has the thin device afterwards.
         let removed = self.remove_scratch(session.sr.uuid, vdi.uuid);
         copied.and(removed)
@@ -247,8 +246,7 @@ impl World {
         session: &Session,
         vdi: &Vdi,
         work: &mut Flattening,
-        until: Instant,
-        stop: &dyn Fn() -> bool,
+        slice: &Slice<'_>,
     ) -> Result<()> {
         let sr = session.sr.uuid;
         let failed = |e: io::Error| Error::failed(format!("cannot flatten VDI '{}'", vdi.name)).because(e);
@@ -269,7 +267,7 @@ impl World {
                 let held = Instant::now();
                 match self.dm.hold(&guest) {
                     // By a signal, which may be the one that asks to stop.
-                    Err(e) if e.errno == libc::EINTR && !stop() => continue,
+                    Err(e) if e.errno == libc::EINTR && !(slice.stop)() => continue,
                     Err(e) if e.errno == libc::EINTR => break,
                     other => other?,
                 }
@@ -281,7 +279,7 @@ impl World {
                 work.copied += scratch.write_unmapped(&blocks).map_err(failed)?;
             }
             work.pass(&batch);
-            if Instant::now() >= until || stop() {
+            if Instant::now() >= slice.until || (slice.stop)() {
                 break;
             }
         }

@@ -1,6 +1,6 @@
 //! Copying a template into the SR.
 
-use super::{Session, World};
+use super::{Session, Slice, World};
 use crate::error::{Error, Result};
 use crate::host::Block;
 use crate::names;
@@ -112,15 +112,14 @@ impl World {
         self.lvm.activate(&session.sr.devices, vg, lv)
     }
 
-    /// Fills a local copy until all of it is there, or `until`, or `stop` says so. The template is open and padded, and
+    /// Fills a local copy until all of it is there, or as long as the slice lasts. The template is open and padded, and
     /// the copy's volume active.
     pub(crate) fn fill(
         &mut self,
         session: &Session,
         template: &Vdi,
         filling: &mut Filling,
-        until: Instant,
-        stop: &dyn Fn() -> bool,
+        slice: &Slice<'_>,
     ) -> Result<()> {
         let sr = session.sr.uuid;
         let lv = names::local_lv(sr, template.uuid);
@@ -138,9 +137,9 @@ impl World {
         let mut open = |path: &Path, write| self.blocks.open(path, write).map_err(failed);
         let from = open(&pad.number.dm_node(), false)?;
         let to = open(&volume.number.dm_node(), true)?;
-        while !filling.is_done() && !stop() {
+        while !filling.is_done() && !(slice.stop)() {
             filling.advance(from.as_ref(), to.as_ref()).map_err(failed)?;
-            if Instant::now() >= until {
+            if Instant::now() >= slice.until {
                 break;
             }
         }

@@ -20,6 +20,7 @@ use crate::origins::Origins;
 use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
 use crate::thin::ThinMetadata;
 use std::path::PathBuf;
+use std::time::Instant;
 use uuid::Uuid;
 
 pub(crate) use flatten::Flattening;
@@ -48,6 +49,13 @@ impl Session {
     pub(crate) fn pool(&self) -> String {
         names::lv_device(&self.sr.vg, &self.sr.pool_lv)
     }
+}
+
+/// How long a piece of work that takes long goes on.
+pub(crate) struct Slice<'a> {
+    pub(crate) until: Instant,
+    /// Whether the work is to stop before.
+    pub(crate) stop: &'a dyn Fn() -> bool,
 }
 
 /// How to go about a plan.

@@ -37,7 +37,7 @@ impl World {
         let Some(device) = self.lv_device(&place.vg, &names::meta_lv(place.uuid))? else { return Ok(None) };
         let node = device.number.dm_node();
         let records = match self.media.identify(&node) {
-            Ok(Some(_)) => self.media.open(&node, place.uuid).and_then(|catalog| {
+            Ok(Some(_)) => self.media.look(&node, place.uuid).and_then(|catalog| {
                 catalog.ledger()?;
                 Ok(Some((catalog.sr()?, catalog.vdis()?)))
             }),

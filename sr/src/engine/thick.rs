@@ -26,11 +26,12 @@ impl World {
         let group = found.groups.into_iter().find(|group| group.name == session.sr.vg);
         let group =
             group.ok_or_else(|| Error::failed(format!("the volume group {} is not there", session.sr.vg)))?;
-        let lv = names::thick_lv(session.sr.uuid, uuid);
+        let volume = group.lv(&names::thick_lv(session.sr.uuid, uuid));
         Ok(Space {
             free: group.free,
             extent: group.extent,
-            volume: group.lv(&lv).map(|lv| lv.size),
+            volume: volume.map(|lv| lv.size),
+            ours: volume.is_some_and(|lv| lv.is_of(session.sr.uuid)),
             pool: group.lv(&session.sr.pool_lv).map_or(0, |lv| lv.size),
         })
     }

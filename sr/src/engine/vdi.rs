@@ -5,6 +5,7 @@ use crate::Outcome;
 use crate::dm::{Device, DmError, PoolMessage, PoolStatus, Table};
 use crate::error::{Error, Result};
 use crate::names::{self, DmName};
+use crate::origins::Pinned;
 use crate::plan::{Goal, OriginSeen, Seen, Step, expected_table};
 use crate::record::{Body, Change, Intent, Vdi};
 use uuid::Uuid;
@@ -275,7 +276,7 @@ impl World {
             return Err(Error::failed(format!("VDI {} is not a template", template.uuid)));
         };
         self.origins
-            .attach(template.uuid, location, identity, *patience)
+            .attach(template.uuid, Pinned { location, identity, patience: *patience })
             .map_err(|e| unavailable(template, &e))?;
         Ok(())
     }

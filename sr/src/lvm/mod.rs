@@ -10,7 +10,9 @@ mod report;
 pub use command::LvmCommand;
 
 use crate::error::Result;
+use crate::names;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// A physical volume in a volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,14 @@ pub struct Lv {
     pub chunk: u64,
     /// Metadata size of a pool, in bytes.
     pub metadata: u64,
+}
+
+impl Lv {
+    /// Whether it was made for the SR. A name alone would not do, for anybody can give a volume any name; everything of
+    /// ours is made with a tag, in the same step.
+    pub fn is_of(&self, sr: Uuid) -> bool {
+        names::sr_of_lv(&self.name) == Some(sr) && self.tags.iter().any(|tag| tag == names::TAG)
+    }
 }
 
 /// A volume group.

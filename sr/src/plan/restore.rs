@@ -47,7 +47,7 @@ pub(super) fn restore(wanted: &Restored, seen: &SrSeen) -> Result<Vec<Step>> {
     // A volume without a record is taken for what a crash left, and removed.
     let volumes = seen.group.iter().flat_map(|group| &group.lvs);
     let unknown = volumes.filter(|lv| {
-        let vdi = crate::names::vdi_of_thick_lv(sr.uuid, &lv.name);
+        let vdi = names::vdi_of_thick_lv(sr.uuid, &lv.name).filter(|_| lv.is_of(sr.uuid));
         vdi.is_some_and(|uuid| dump.vdis.iter().all(|vdi| vdi.uuid != uuid))
     });
     if let Some(lv) = unknown.into_iter().next() {

@@ -368,7 +368,7 @@ fn detach(seen: &SrSeen) -> Result<Vec<Step>> {
     }
     let mut steps: Vec<_> = seen.links.iter().map(|&vdi| Step::Unlink { vdi }).collect();
     for lv in seen.group.iter().flat_map(|group| &group.lvs) {
-        let ours = lv.name.starts_with(&format!("smctl-{}-", seen.uuid)) || lv.name == seen.pool_lv;
+        let ours = lv.is_of(seen.uuid) || lv.name == seen.pool_lv;
         if ours && lv.active {
             steps.push(Step::Deactivate { vg: seen.vg_name.clone(), lv: lv.name.clone() });
         }
@@ -397,8 +397,7 @@ fn destroy(owns_vg: bool, owns_pool: bool, seen: &SrSeen) -> Result<Vec<Step>> {
     }
     steps.extend(detach(seen)?);
     if let Some(group) = &seen.group {
-        let prefix = format!("smctl-{}-", seen.uuid);
-        let ours = |lv: &&Lv| lv.name.starts_with(&prefix) && (owns_pool || lv.name != seen.pool_lv);
+        let ours = |lv: &&Lv| lv.is_of(seen.uuid) && (owns_pool || lv.name != seen.pool_lv);
         let foreign: Vec<_> = group.lvs.iter().filter(|lv| !ours(lv)).map(|lv| lv.name.as_str()).collect();
         if owns_vg && !foreign.is_empty() {
             return Err(Error::refused(format!(

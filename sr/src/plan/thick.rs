@@ -20,6 +20,8 @@ pub(crate) struct Space {
     pub(crate) extent: u64,
     /// Size of the VDI's volume, if it is there.
     pub(crate) volume: Option<u64>,
+    /// Whether that was made for the SR, and has not only the name.
+    pub(crate) ours: bool,
     /// Size of the thin pool.
     pub(crate) pool: u64,
 }
@@ -96,7 +98,7 @@ pub(super) fn trim(seen: &Seen) -> Result<Vec<Step>> {
     let (vg, lv) = (seen.sr.vg.clone(), volume(seen));
     let Some(size) = space.volume else { return Ok(Vec::new()) };
     let Some(vdi) = seen.vdi.as_ref().filter(|vdi| vdi.body == Body::Thick) else {
-        return Ok(vec![Step::RemoveVolume { vg, lv }]);
+        return Ok(if space.ours { vec![Step::RemoveVolume { vg, lv }] } else { Vec::new() });
     };
     let mut steps = Vec::new();
     let recorded = space.volume_for(vdi.virtual_size);

@@ -1,9 +1,11 @@
 //! Preallocated disks and growing pools, from every point of death.
 
 use super::tests::{Op, die_everywhere, furnished, to_the_end};
-use super::{CHUNK, Mutation, Rig};
-use crate::controller::{SrGrow, VdiCreate, Work};
+use super::{CHUNK, Event, Mutation, Rig};
+use crate::controller::{SrDestroy, SrGrow, VdiCreate, Work};
 use crate::error::ErrorKind;
+use crate::names;
+use uuid::Uuid;
 
 fn thick() -> [Op; 1] {
     [Op::Preallocate("disk".into())]
@@ -53,6 +55,30 @@ fn what_a_crash_leaves_of_a_preallocated_disk_the_next_verb_takes_away() {
             break;
         }
     }
+}
+
+/// A volume that has the name of a preallocated disk without a record, and was made by somebody else.
+#[test]
+fn what_only_has_the_name_of_debris_is_not_removed() {
+    let rig = furnished();
+    let sr = rig.controller().sr_info("sr").unwrap().uuid;
+    let name = names::thick_lv(sr, Uuid::new_v4());
+    rig.happens(Event::VolumeAppears(name.clone(), "linear"));
+    let there = |rig: &Rig| rig.sim.borrow().volume(&name).is_some();
+    Op::Create("other".into()).run(&mut rig.controller()).unwrap();
+    rig.controller().sr_attach("sr").unwrap();
+    assert!(there(&rig), "neither by a verb nor by recovery");
+    for op in [Op::Detach("a".into()), Op::Preallocate("disk".into()), Op::Destroy("disk".into())] {
+        op.run(&mut rig.controller()).unwrap();
+    }
+    let error = rig.controller().sr_destroy(&SrDestroy { sr: "sr".into(), force: true }).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Refused);
+    assert!(error.message.contains(&name), "{error}");
+    assert!(there(&rig));
+    // With the tag that ours are made with, it goes.
+    rig.sim.borrow_mut().volume_mut(&name).unwrap().tags.push(names::TAG.into());
+    rig.controller().sr_attach("sr").unwrap();
+    assert!(!there(&rig));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Records that are lost and brought back, on the simulated world.
 
-use super::Rig;
 use super::tests::{Op, detached, furnished};
+use super::{Event, Rig};
 use crate::controller::SrRestore;
 use crate::error::ErrorKind;
+use crate::names;
+use uuid::Uuid;
 
 /// Takes the records away, and perhaps the volume that they were on.
 fn lose_records(rig: &Rig, volume: bool) {
@@ -87,4 +89,52 @@ fn records_are_restored_to_the_pool_that_they_are_of_only() {
     rig.controller().sr_restore(SrRestore { dump, leave_unknown: true }).unwrap();
     Op::Create("y".into()).run(&mut rig.controller()).unwrap();
     assert!(rig.sim.borrow().check().unwrap_err().contains("{1, 2, 3, 5}"), "the ids of the records");
+}
+
+/// A furnished SR with a preallocated disk and a template that was copied into it.
+fn with_volumes() -> Rig {
+    let rig = furnished();
+    for op in [Op::Preallocate("disk".into()), Op::Localise("unused".into())] {
+        op.run(&mut rig.controller()).unwrap();
+    }
+    rig
+}
+
+#[test]
+fn volumes_of_vdis_are_what_the_dump_says_or_nothing_is_restored() {
+    let rig = with_volumes();
+    let before = rig.sim.borrow().check().unwrap();
+    let dump = rig.controller().sr_dump("sr").unwrap();
+    let restore = || SrRestore { dump: dump.clone(), leave_unknown: false };
+    lose_records(&rig, true);
+    rig.controller().sr_restore(restore()).unwrap();
+    assert_eq!(rig.sim.borrow().check().unwrap(), before, "both volumes are somebody's again");
+
+    let refused = |rig: &Rig, restore: SrRestore| {
+        let before = rig.world();
+        let error = rig.controller().sr_restore(restore).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Refused, "{error}");
+        assert_eq!(rig.world(), before, "nothing has changed");
+        error.message
+    };
+    for (lost, vdi) in [("-thick-", "'disk'"), ("-local-", "'unused'")] {
+        let rig = with_volumes();
+        let dump = rig.controller().sr_dump("sr").unwrap();
+        lose_records(&rig, false);
+        rig.happens(Event::VolumeGoes(lost));
+        let said = refused(&rig, SrRestore { dump, leave_unknown: false });
+        assert!(said.contains("lacks smctl-") && said.contains(lost) && said.contains(vdi), "{said}");
+    }
+    // A disk that was made after the dump would be taken for debris.
+    let rig = furnished();
+    let dump = rig.controller().sr_dump("sr").unwrap();
+    Op::Preallocate("later".into()).run(&mut rig.controller()).unwrap();
+    lose_records(&rig, false);
+    let said = refused(&rig, SrRestore { dump: dump.clone(), leave_unknown: false });
+    assert!(said.contains("-thick-") && said.contains("does not know"), "{said}");
+    // What only has such a name is nobody's business.
+    rig.happens(Event::VolumeGoes("-thick-"));
+    rig.happens(Event::VolumeAppears(names::thick_lv(dump.sr.uuid, Uuid::new_v4()), "linear"));
+    rig.controller().sr_restore(SrRestore { dump, leave_unknown: false }).unwrap();
+    assert!(rig.world().contains("-thick-"), "it is still there");
 }

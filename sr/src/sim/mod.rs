@@ -8,34 +8,35 @@
 mod allocation;
 mod blocks;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
+mod health;
+#[cfg(test)]
 mod lost_records;
 #[cfg(test)]
 mod maps;
 mod ports;
-#[cfg(feature = "scale")]
+mod rig;
+#[cfg(all(test, feature = "scale"))]
 mod scale;
 #[cfg(test)]
 mod tests;
 mod thin;
 
-use crate::controller::{Controller, Options};
+pub use rig::{Event, Rig};
+
 use crate::dm::{Table, Target};
-use crate::engine::World;
 use crate::host::Attached;
-use crate::names::{self, Role};
-use crate::record::{Body, Ledger, SrRecord, Vdi};
-use std::cell::RefCell;
+use crate::record::{Ledger, SrRecord, Vdi};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use uuid::Uuid;
 
-/// Chunks that are looked at of every disk.
-const CHUNKS: u64 = 4;
 const CHUNK: u64 = 65536;
 
 /// An order of effects that is wrong, to see that the tests notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only the tests of this crate put the engine to the test"))]
 enum Mutation {
     None,
     /// An intent becomes durable only after the message that it speaks of.
@@ -113,6 +114,11 @@ struct Sim {
     metadata: (u64, u64),
     /// Whether templates do not answer.
     hung: bool,
+    /// Whether guests use every device of a VDI.
+    guests: bool,
+    /// Who uses the disk that an SR may be made on, and what is on it.
+    disk_users: Vec<String>,
+    disk_signatures: Vec<String>,
     /// Chunks of device ids that were mapped and are lost with the power.
     unsynced: BTreeSet<(u32, u64)>,
     /// Devices that go on when the process ends.
@@ -131,25 +137,15 @@ struct Sim {
     origins: BTreeMap<Uuid, u32>,
 }
 
-/// What a user can tell of a VDI.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Face {
-    template: bool,
-    size: u64,
-    attached: bool,
-    bytes: Vec<u8>,
-    /// Whether a disk shows a template, and a template is copied into the SR.
-    dependent: bool,
-    local: bool,
-    thick: bool,
+/// What every byte of the template at `location` is: the number that is the last part of its path.
+fn content(location: &str) -> Option<u8> {
+    location.rsplit('/').next()?.parse().ok()
 }
 
-type State = BTreeMap<String, Face>;
-
-/// The bytes of the template at `location`, which is a number.
+/// The bytes of the template at `location`.
 fn template_byte(location: &str, chunk: u64) -> u8 {
     // Templates have two chunks; what is beyond is padding.
-    if chunk < 2 { location.parse().unwrap_or(0) } else { 0 }
+    if chunk < 2 { content(location).unwrap_or(0) } else { 0 }
 }
 
 impl Sim {
@@ -169,6 +165,9 @@ impl Sim {
             ballast: 0,
             metadata: (0, 0),
             hung: false,
+            guests: false,
+            disk_users: Vec::new(),
+            disk_signatures: Vec::new(),
             unsynced: BTreeSet::new(),
             guarded: BTreeSet::new(),
             cached: BTreeMap::new(),
@@ -209,33 +208,6 @@ impl Sim {
         }
     }
 
-    /// A new process; after a reboot nothing is left but what is on disks.
-    fn restart(&mut self, reboot: bool) {
-        self.dead = false;
-        self.fuel = None;
-        for name in std::mem::take(&mut self.guarded) {
-            if let Some(device) = self.devices.get_mut(&name) {
-                device.resume();
-            }
-        }
-        if reboot {
-            for (lv, chunk, byte) in std::mem::take(&mut self.unsynced_zeros).into_iter().rev() {
-                if let Some(volume) = self.volume_mut(&lv) {
-                    volume.bytes.insert(chunk, byte);
-                }
-            }
-            for (id, chunk) in std::mem::take(&mut self.unsynced) {
-                if let Some(thin) = self.thins.get_mut(&id) {
-                    thin.remove(&chunk);
-                }
-            }
-            self.devices.clear();
-            self.remembered.clear();
-            self.links.clear();
-            self.origins.clear();
-        }
-    }
-
     fn records(&self) -> Option<&Records> {
         self.late.as_ref().or(self.records.as_ref())
     }
@@ -268,7 +240,7 @@ impl Sim {
                     Target::Linear { device, .. } if device.major == ports::NBD => {
                         let (template, _) = self.origins.iter().find(|(_, minor)| **minor == device.minor)?;
                         let vdi = self.records()?.vdis.get(template)?;
-                        Some(template_byte(&crate::controller::location_of(vdi)?, chunk))
+                        Some(template_byte(vdi.location()?, chunk))
                     }
                     Target::Linear { device, offset } => {
                         let chunk = chunk - start + offset * 512 / CHUNK;
@@ -305,173 +277,6 @@ impl Sim {
 
     fn volume_mut(&mut self, lv: &str) -> Option<&mut SimLv> {
         self.group.as_mut()?.2.iter_mut().find(|it| it.name == lv)
-    }
-
-    /// What the users of the SR can tell, by name, and whether anything is as it must not be.
-    fn state(&self) -> Result<State, String> {
-        let Some(records) = self.records() else { return Ok(State::new()) };
-        let mut state = State::new();
-        for vdi in records.vdis.values() {
-            let device = self.devices.get(&names::vdi_device(records.sr.uuid, vdi.uuid).name);
-            let attached = device.is_some();
-            let byte = |chunk: u64| -> Result<u8, String> {
-                if let Some(device) = device {
-                    return self.read(device, chunk).ok_or(format!("'{}' cannot be read", vdi.name));
-                }
-                if vdi.body == Body::Thick {
-                    let volume = self.volume(&names::thick_lv(records.sr.uuid, vdi.uuid));
-                    let byte = volume.and_then(|volume| volume.bytes.get(&chunk).copied());
-                    return byte.ok_or(format!("'{}' has lost its volume", vdi.name));
-                }
-                let own = match vdi.thin_id() {
-                    Some(id) => self
-                        .thins
-                        .get(&id)
-                        .ok_or(format!("'{}' has lost its device {id}", vdi.name))?
-                        .get(&chunk),
-                    None => None,
-                };
-                let origin = if vdi.is_template() { Some(vdi.uuid) } else { vdi.origin };
-                let shown =
-                    origin.and_then(|uuid| records.vdis.get(&uuid)).and_then(crate::controller::location_of);
-                Ok(own.copied().unwrap_or_else(|| shown.map_or(0, |at| template_byte(&at, chunk))))
-            };
-            let chunks = (vdi.virtual_size / CHUNK).min(CHUNKS);
-            let face = Face {
-                template: vdi.is_template(),
-                size: vdi.virtual_size,
-                attached,
-                bytes: (0..chunks).map(byte).collect::<Result<_, _>>()?,
-                dependent: vdi.origin.is_some(),
-                local: vdi.local().is_some(),
-                thick: vdi.body == Body::Thick,
-            };
-            state.insert(vdi.name.clone(), face);
-        }
-        Ok(state)
-    }
-
-    /// What must hold whenever nothing is under way.
-    fn check(&self) -> Result<State, String> {
-        if let Some(violation) = self.violations.first() {
-            return Err(violation.clone());
-        }
-        let Some(records) = &self.records else { return Ok(State::new()) };
-        if records.ledger.intent.is_some() || records.ledger.transaction_id != self.transaction_id {
-            return Err(format!("not settled: {:?}, pool at {}", records.ledger, self.transaction_id));
-        }
-        if self.held.is_some() {
-            return Err("the pool holds a metadata snapshot that nobody reads".into());
-        }
-        let ids: BTreeSet<u32> = records.vdis.values().filter_map(Vdi::thin_id).collect();
-        let there: BTreeSet<u32> = self.thins.keys().copied().collect();
-        if ids != there {
-            return Err(format!("records have device ids {ids:?}, and the pool {there:?}"));
-        }
-        let copies: BTreeSet<_> = records
-            .vdis
-            .values()
-            .filter_map(|vdi| {
-                vdi.local().map(|copy| (names::local_lv(records.sr.uuid, vdi.uuid), copy.ready))
-            })
-            .collect();
-        let volumes = self.group.iter().flat_map(|group| &group.2).filter(|lv| lv.name.contains("-local-"));
-        let volumes: BTreeSet<_> = volumes.map(|lv| (lv.name.clone(), true)).collect();
-        if copies != volumes {
-            return Err(format!("local copies are recorded of {copies:?}, and volumes are {volumes:?}"));
-        }
-        let thick = records.vdis.values().filter(|vdi| vdi.body == Body::Thick);
-        let thick: BTreeSet<_> = thick
-            .map(|vdi| {
-                let size = vdi.virtual_size.next_multiple_of(ports::EXTENT);
-                (names::thick_lv(records.sr.uuid, vdi.uuid), size)
-            })
-            .collect();
-        let volumes = self.group.iter().flat_map(|group| &group.2).filter(|lv| lv.name.contains("-thick-"));
-        let volumes: BTreeSet<_> = volumes.map(|lv| (lv.name.clone(), lv.size)).collect();
-        if thick != volumes {
-            return Err(format!("preallocated are by the records {thick:?}, and volumes are {volumes:?}"));
-        }
-        let mut pads = BTreeSet::new();
-        let mut linked = BTreeSet::new();
-        for (name, device) in &self.devices {
-            if device.suspended {
-                return Err(format!("{name} is suspended"));
-            }
-            match names::role(records.sr.uuid, name) {
-                Some(Role::Origin(template)) => {
-                    pads.insert(template);
-                    if self.open_count(device.minor) == 0 {
-                        return Err(format!("nobody uses {name}"));
-                    }
-                }
-                Some(Role::Vdi(vdi)) => {
-                    linked.insert(vdi);
-                }
-                Some(Role::Scratch(_)) => return Err(format!("{name} is left")),
-                None if device
-                    .lv
-                    .as_ref()
-                    .is_some_and(|lv| lv.contains("-local-") || lv.contains("-thick-"))
-                    && self.open_count(device.minor) == 0 =>
-                {
-                    return Err(format!("nobody uses {name}, and it is active"));
-                }
-                None => {}
-            }
-        }
-        let links: BTreeSet<_> = self.links.keys().copied().collect();
-        if links != linked {
-            return Err(format!("links {links:?} for devices {linked:?}"));
-        }
-        let open: BTreeSet<_> = self.origins.keys().copied().collect();
-        // Those that have a copy need no server.
-        pads.retain(|template| records.vdis.get(template).is_none_or(|vdi| vdi.local_ready().is_none()));
-        if open != pads {
-            return Err(format!("templates {open:?} are open, and mapped are {pads:?}"));
-        }
-        self.state()
-    }
-
-    /// A guest writes to a chunk of an attached disk.
-    fn write(&mut self, name: &str, chunk: u64, byte: u8) {
-        let records = self.records.as_ref().expect("records");
-        let vdi = records.vdis.values().find(|vdi| vdi.name == name).expect("the disk");
-        let Some(id) = vdi.thin_id() else {
-            let lv = names::thick_lv(records.sr.uuid, vdi.uuid);
-            self.volume_mut(&lv).expect("its volume").bytes.insert(chunk, byte);
-            return;
-        };
-        self.thins.get_mut(&id).expect("its device").insert(chunk, byte);
-    }
-}
-
-/// A simulated host, and controllers on it.
-struct Rig {
-    sim: Rc<RefCell<Sim>>,
-    run: tempfile::TempDir,
-}
-
-impl Rig {
-    fn new() -> Self {
-        Self { sim: Rc::new(RefCell::new(Sim::new())), run: tempfile::tempdir().expect("a directory") }
-    }
-
-    /// What a new process has.
-    fn controller(&self) -> Controller {
-        let port = || ports::Port(Rc::clone(&self.sim));
-        let world = World {
-            lvm: Box::new(port()),
-            dm: Box::new(port()),
-            host: Box::new(port()),
-            media: Box::new(port()),
-            origins: Box::new(port()),
-            thin: Box::new(port()),
-            blocks: Box::new(port()),
-        };
-        let options =
-            Options { run_dir: self.run.path().into(), dev_dir: "/dev/thinorigin".into(), dry_run: false };
-        Controller::with(world, &options)
     }
 }
 

@@ -7,20 +7,23 @@ use crate::dm::{Device, DeviceNumber, Dm, DmError, DmResult, Guard, PoolMessage,
 use crate::error::{Error, Result};
 use crate::host::{Attached, Disk, Host, Survey};
 use crate::lvm::{Found, Lv, Lvm, PoolSpec, Pv, Vg};
-use crate::names::{self, DmName};
+use crate::names::{self, DmName, Role};
 use crate::record::{Change, Intent, Ledger, SrRecord, Vdi};
-use crate::{Content, Extent, OriginDevice, OriginError, Origins, Outcome, Probed};
+use crate::{Content, Extent, OriginDevice, OriginError, OriginHealth, Origins, Outcome, Pinned, Probed};
 use std::cell::{RefCell, RefMut};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 pub(super) const DM: u32 = 253;
 pub(super) const NBD: u32 = 43;
 pub(super) const EXTENT: u64 = 2 * super::CHUNK;
 const GROUP: u64 = 10 << 30;
+
+/// Size of every template.
+const TEMPLATE: u64 = 2 * super::CHUNK;
 
 pub(super) struct Port(pub(super) Rc<RefCell<Sim>>);
 
@@ -38,7 +41,7 @@ fn lv_name(sim: &Sim, lv: &str) -> String {
     names::lv_device(sim.group.as_ref().map_or("", |group| &group.0), lv)
 }
 
-fn activate(sim: &mut Sim, lv: &str) {
+pub(super) fn activate(sim: &mut Sim, lv: &str) {
     let name = lv_name(sim, lv);
     let kind = sim
         .group
@@ -282,10 +285,11 @@ impl Drop for Guarded {
 impl Dm for Port {
     fn device(&mut self, name: &str) -> DmResult<Option<Device>> {
         let sim = self.sim();
+        let guest = sim.guests && matches!(names::owner(name), Some((_, Role::Vdi(_))));
         Ok(sim.devices.get(name).map(|device| Device {
             number: DeviceNumber { major: DM, minor: device.minor },
             uuid: device.uuid.clone(),
-            open_count: sim.open_count(device.minor),
+            open_count: sim.open_count(device.minor) + u32::from(guest),
             suspended: device.suspended,
             read_only: device.live.as_ref().is_some_and(|(_, read_only)| *read_only),
             table: device.live.as_ref().map(|(table, _)| table.clone()),
@@ -409,11 +413,14 @@ impl Host for Port {
     }
 
     fn disk(&mut self, device: &Path) -> Result<Disk> {
-        Ok(Disk { path: device.into(), size: GROUP + (1 << 20), users: Vec::new(), signatures: Vec::new() })
+        let sim = self.sim();
+        let (users, signatures) = (sim.disk_users.clone(), sim.disk_signatures.clone());
+        Ok(Disk { path: device.into(), size: GROUP + (1 << 20), users, signatures })
     }
 
     fn users(&mut self, _: DeviceNumber) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        let guest = self.sim().guests.then(|| "a guest has it open".to_owned());
+        Ok(guest.into_iter().collect())
     }
 
     fn answer(&mut self, devices: &[(DeviceNumber, Range<u64>)], _: Duration) -> Result<Vec<bool>> {
@@ -532,7 +539,7 @@ impl Catalog for Port {
 impl Origins for Port {
     fn probe(&mut self, location: &str) -> Result<Probed, OriginError> {
         Ok(Probed {
-            virtual_size: 2 * super::CHUNK,
+            virtual_size: TEMPLATE,
             format: "raw".into(),
             identity: location.into(),
             location: location.into(),
@@ -540,16 +547,10 @@ impl Origins for Port {
     }
 
     fn extents(&mut self, _: &str, _: &str) -> Result<Vec<Extent>, OriginError> {
-        Ok(vec![Extent::own(0..2 * super::CHUNK)])
+        Ok(vec![Extent::own(0..TEMPLATE)])
     }
 
-    fn attach(
-        &mut self,
-        template: Uuid,
-        _: &str,
-        _: &str,
-        _: Option<u64>,
-    ) -> Result<OriginDevice, OriginError> {
+    fn attach(&mut self, template: Uuid, _: Pinned<'_>) -> Result<OriginDevice, OriginError> {
         if !self.sim().server {
             return Err(OriginError::new("the server is away"));
         }
@@ -559,7 +560,7 @@ impl Origins for Port {
             *sim.origins.entry(template).or_insert(next)
         });
         let minor = minor.ok_or_else(|| OriginError::new("the process died"))?;
-        Ok(OriginDevice { path: format!("/dev/nbd{minor}").into(), size: 2 * super::CHUNK })
+        Ok(OriginDevice { path: format!("/dev/nbd{minor}").into(), size: TEMPLATE })
     }
 
     fn detach(&mut self, template: Uuid) -> Result<Outcome, OriginError> {
@@ -572,16 +573,29 @@ impl Origins for Port {
         if !sim.origins.contains_key(&template) {
             return Err(OriginError::new("it is not open"));
         }
-        let vdi = sim.records().and_then(|records| records.vdis.get(&template));
-        let content = vdi.and_then(crate::controller::location_of).and_then(|text| text.parse().ok());
-        let stored = 2 * super::CHUNK;
-        let local = content.and_then(|content: u8| sim.cached.get(&content)).copied().unwrap_or(stored);
-        Ok(Content { data: std::iter::once(0..stored).collect(), stored, local })
+        let stored = TEMPLATE;
+        Ok(Content { data: std::iter::once(0..stored).collect(), stored, local: local(&sim, template) })
     }
 
     fn attached(&mut self) -> Result<Vec<(Uuid, OriginDevice)>, OriginError> {
-        let device =
-            |minor: &u32| OriginDevice { path: format!("/dev/nbd{minor}").into(), size: 2 * super::CHUNK };
+        let device = |minor: &u32| OriginDevice { path: format!("/dev/nbd{minor}").into(), size: TEMPLATE };
         Ok(self.sim().origins.iter().map(|(uuid, minor)| (*uuid, device(minor))).collect())
     }
+    fn health(&mut self) -> Result<Vec<(Uuid, OriginHealth)>, OriginError> {
+        let sim = self.sim();
+        let health = |template: &Uuid| OriginHealth {
+            answers: !sim.hung,
+            silent_since: sim.hung.then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)),
+            data: Some(TEMPLATE),
+            local: Some(local(&sim, *template)),
+        };
+        Ok(sim.origins.keys().map(|template| (*template, health(template))).collect())
+    }
+}
+
+/// How much of a template is local, in bytes.
+fn local(sim: &Sim, template: Uuid) -> u64 {
+    let vdi = sim.records().and_then(|records| records.vdis.get(&template));
+    let content = vdi.and_then(Vdi::location).and_then(super::content);
+    content.and_then(|content| sim.cached.get(&content)).copied().unwrap_or(TEMPLATE)
 }

@@ -1,6 +1,7 @@
 //! Every operation from every point of death, and long random lives.
 
-use super::{Mutation, Rig, State};
+use super::check::{CHUNKS, Face, State};
+use super::{Mutation, Rig};
 use crate::controller::{Controller, SrCreate, SrDestroy, SrGrow, VdiClone, VdiCreate, VdiIntroduce, Work};
 use crate::error::{ErrorKind, Result};
 
@@ -282,7 +283,7 @@ impl Random {
 /// What an operation does to what users can tell; `None` where it must be refused.
 fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State> {
     let mut next = state.clone();
-    let face = |template, size: u64, bytes| super::Face {
+    let face = |template, size: u64, bytes| Face {
         template,
         size,
         attached: false,
@@ -291,7 +292,7 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
         local: false,
         thick: false,
     };
-    let child = |from: &super::Face| super::Face {
+    let child = |from: &Face| Face {
         dependent: from.template || from.dependent,
         ..face(false, from.size, from.bytes.clone())
     };
@@ -301,7 +302,7 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
         }
         Op::Create(name) => drop(next.insert(name.clone(), face(false, 4 * CHUNK, vec![0; 4]))),
         Op::Preallocate(name) => {
-            let disk = super::Face { thick: true, ..face(false, CHUNK, vec![0]) };
+            let disk = Face { thick: true, ..face(false, CHUNK, vec![0]) };
             next.insert(name.clone(), disk);
         }
         Op::Interrupted(_) => return None,
@@ -329,7 +330,7 @@ fn model(state: &State, op: &Op, snapshots: &[(String, String)]) -> Option<State
                 return None;
             }
             face.size = chunks * CHUNK;
-            face.bytes.resize((*chunks).min(super::CHUNKS) as usize, 0);
+            face.bytes.resize((*chunks).min(CHUNKS) as usize, 0);
         }
         Op::Attach(vdi) => next.get_mut(vdi)?.attached = true,
         Op::Detach(vdi) => next.get_mut(vdi)?.attached = false,
