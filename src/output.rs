@@ -19,6 +19,10 @@ pub(crate) fn exit(program: &str, outcome: Result<()>) -> ExitCode {
 
 /// Says a sentence on stderr.
 pub(crate) fn note(program: &str, text: &str) {
+    #[cfg(test)]
+    if listened::heard(|said| said.stderr.push_str(&format!("{program}: {text}\n"))) {
+        return;
+    }
     // Nothing is left to be done if stderr is closed.
     let _ = writeln!(std::io::stderr(), "{program}: {text}");
 }
@@ -39,6 +43,10 @@ pub(crate) fn line(text: &str) -> Result<()> {
 ///
 /// The standard library's stdout looks for line ends in everything; gibibytes of disk have no use for that.
 pub(crate) fn write_stdout(mut bytes: &[u8]) -> Result<()> {
+    #[cfg(test)]
+    if listened::heard(|said| said.stdout.push_str(&String::from_utf8_lossy(bytes))) {
+        return Ok(());
+    }
     while !bytes.is_empty() {
         match rustix::io::write(rustix::stdio::stdout(), bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
@@ -77,4 +85,32 @@ pub(crate) fn progress(total: u64, what: &str) -> indicatif::ProgressBar {
 pub(crate) fn manual(command: clap::Command, dir: &Path) -> Result<()> {
     clap_mangen::generate_to(command, dir)
         .map_err(|error| Error::io("cannot write manual pages", dir.display(), &error))
+}
+
+/// What a command says, for tests that run it in their own process.
+#[cfg(test)]
+pub(crate) mod listened {
+    use std::cell::RefCell;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Said {
+        pub(crate) stdout: String,
+        pub(crate) stderr: String,
+    }
+
+    thread_local! {
+        static SAID: RefCell<Option<Said>> = const { RefCell::new(None) };
+    }
+
+    /// Runs `run` and listens to what it says on this thread.
+    pub(crate) fn to<T>(run: impl FnOnce() -> T) -> (T, Said) {
+        SAID.set(Some(Said::default()));
+        let outcome = run();
+        (outcome, SAID.take().unwrap_or_default())
+    }
+
+    /// Whether somebody listens.
+    pub(super) fn heard(say: impl FnOnce(&mut Said)) -> bool {
+        SAID.with_borrow_mut(|said| said.as_mut().map(say).is_some())
+    }
 }

@@ -8,12 +8,14 @@ mod watch;
 mod work;
 mod world;
 
+use crate::cli::args::Cache;
 use crate::cli::map;
 use crate::error::{Error, Result};
 use crate::output;
 use args::{Command, Copy, Global, Smctl, Sr, Vdi};
 use backends::Location;
 use clap::{CommandFactory, Parser};
+use origins::Server;
 use sr::{
     Controller, ErrorKind, SrCreate, SrDestroy, SrGrow, SrIntroduce, SrRestore, VdiClone, VdiCreate,
     VdiIntroduce,
@@ -26,32 +28,55 @@ use std::time::Duration;
 pub fn main() -> ExitCode {
     let Smctl { command, global } = Smctl::parse();
     crate::telemetry::start(global.verbose, false);
-    output::exit("smctl", run(command, &global))
+    let open = |options: &sr::Options, server: Server| Controller::open(options, Box::new(server));
+    output::exit("smctl", run(command, &Host { global: &global, open: &open }))
 }
 
-fn run(command: Command, global: &Global) -> Result<()> {
+/// The host that a command is for.
+struct Host<'a> {
+    global: &'a Global,
+    /// Makes a controller of its SRs, whose templates are served by this server.
+    open: &'a dyn Fn(&sr::Options, Server) -> sr::Result<Controller>,
+}
+
+impl Host<'_> {
+    /// The server at the control socket; `options` go to one that is started.
+    fn server(&self, options: Vec<OsString>) -> Result<Server> {
+        Server::new(self.global.admin.clone(), options)
+    }
+
+    fn controller_with(&self, dry_run: bool, server: Server) -> Result<Controller> {
+        let options = sr::Options { dry_run, ..Default::default() };
+        Ok((self.open)(&options, server)?)
+    }
+
+    fn controller(&self, dry_run: bool) -> Result<Controller> {
+        self.controller_with(dry_run, self.server(Vec::new())?)
+    }
+}
+
+fn run(command: Command, host: &Host<'_>) -> Result<()> {
+    let json = host.global.json;
     match command {
-        Command::Sr(command) => run_sr(command, global),
-        Command::Vdi(command) => run_vdi(command, global),
-        Command::HostVolumes => {
-            world::volumes(&controller(global, false, Vec::new())?.host_volumes()?, global.json)
-        }
+        Command::Sr(command) => run_sr(command, host),
+        Command::Vdi(command) => run_vdi(command, host),
+        Command::HostVolumes => world::volumes(&host.controller(false)?.host_volumes()?, json),
         Command::Tree { sr } => {
-            let mut controller = controller(global, false, Vec::new())?;
-            let trees = controller.tree(sr.as_deref())?;
-            world::trees(trees, &origins::Server::new(global.admin.clone(), Vec::new())?, global.json)
+            let trees = host.controller(false)?.tree(sr.as_deref())?;
+            world::trees(trees, &host.server(Vec::new())?, json)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Smctl::command(), "smctl", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Smctl::command(), "smctl", &mut script);
+            output::write_stdout(&script)
         }
         Command::Man { dir } => output::manual(Smctl::command(), &dir),
     }
 }
 
-fn run_sr(command: Sr, global: &Global) -> Result<()> {
-    let json = global.json;
-    let open = |dry_run| controller(global, dry_run, Vec::new());
+fn run_sr(command: Sr, host: &Host<'_>) -> Result<()> {
+    let json = host.global.json;
+    let open = |dry_run| host.controller(dry_run);
     match command {
         Sr::Create { name, pool_size, chunk, devices, change } => {
             let (pool_size, chunk) = (pool_size.map(|size| size.0), chunk.map(|size| size.0));
@@ -92,9 +117,11 @@ fn run_sr(command: Sr, global: &Global) -> Result<()> {
     }
 }
 
-fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
-    let json = global.json;
-    let open = |dry_run| controller(global, dry_run, Vec::new());
+fn run_vdi(command: Vdi, host: &Host<'_>) -> Result<()> {
+    let json = host.global.json;
+    let open = |dry_run| host.controller(dry_run);
+    // A server that is started for this keeps blocks where it is told to.
+    let open_with = |dry_run, cache: Cache| host.controller_with(dry_run, host.server(cache.to_args())?);
     match command {
         Vdi::Introduce { sr, location, name, patience, change } => {
             // What is wrong with the text itself is a matter of usage; that it cannot be opened is not.
@@ -121,7 +148,7 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             show::made(open(change.dry_run)?.vdi_snapshot(&sr, &vdi, &request)?, |vdi| vdi.uuid, json)
         }
         Vdi::Attach { sr, vdi, read_only, cache, change } => {
-            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let mut controller = open_with(change.dry_run, cache)?;
             show::attached(&controller.vdi_attach(&sr, &vdi, read_only)?, json)
         }
         Vdi::Detach { sr, vdi, change } => show::done(&open(change.dry_run)?.vdi_detach(&sr, &vdi)?, json),
@@ -141,41 +168,33 @@ fn run_vdi(command: Vdi, global: &Global) -> Result<()> {
             show::done(&open(change.dry_run)?.vdi_rename(&sr, &vdi, &name)?, json)
         }
         Vdi::Map { sr, vdi, cache } => {
-            let server = origins::Server::new(global.admin.clone(), Vec::new())?.with_cache(cache);
-            let mut controller = Controller::open(&sr::Options::default(), Box::new(server))?;
-            map::show(&controller.vdi_map(&sr, &vdi)?, json)
+            let server = host.server(Vec::new())?.with_cache(cache);
+            map::show(&host.controller_with(false, server)?.vdi_map(&sr, &vdi)?, json)
         }
         Vdi::Diff { sr, a, b } => show::changed(&open(false)?.vdi_diff(&sr, &a, &b)?, json),
         Vdi::Localise { undo: true, sr, template, cache, change } => {
-            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let mut controller = open_with(change.dry_run, cache)?;
             show::done(&controller.vdi_localise_undo(&sr, &template)?, json)
         }
         Vdi::Localise { undo: false, sr, template, cache, change } => {
-            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let mut controller = open_with(change.dry_run, cache)?;
             let report = work::watched("copying", |work| controller.vdi_localise(&sr, &template, work))?;
             show::done(&report, json)
         }
         Vdi::Flatten { sr, vdi, cache, change } => {
-            let mut controller = controller(global, change.dry_run, cache.to_args())?;
+            let mut controller = open_with(change.dry_run, cache)?;
             let report = work::watched("flattening", |work| controller.vdi_flatten(&sr, &vdi, work))?;
             show::done(&report, json)
         }
-        Vdi::List { sr } => show::vdis(&open(false)?.vdi_list(&sr)?, json),
+        Vdi::List { sr } => show::vdis(open(false)?.vdi_list(&sr)?, json),
         Vdi::Info { sr, vdi } => {
             let info = open(false)?.vdi_info(&sr, &vdi)?;
             let template = if info.location.is_some() { Some(info.uuid) } else { info.origin };
-            let server = origins::Server::new(global.admin.clone(), Vec::new())?;
+            let server = host.server(Vec::new())?;
             let local = template.and_then(|template| server.progress(template));
-            show::vdi(&info, local, json)
+            show::vdi(info, local, json)
         }
     }
-}
-
-/// A controller whose templates are served by the server at the control socket; `options` go to one that is started.
-fn controller(global: &Global, dry_run: bool, options: Vec<OsString>) -> Result<Controller> {
-    let server = origins::Server::new(global.admin.clone(), options)?;
-    let options = sr::Options { dry_run, ..Default::default() };
-    Ok(Controller::open(&options, Box::new(server))?)
 }
 
 impl From<sr::Error> for Error {
@@ -193,3 +212,6 @@ impl From<sr::Error> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,8 +120,8 @@ fn origin(origin: &OriginInfo) -> Vec<String> {
 }
 
 /// A list of VDIs.
-pub(super) fn vdis(vdis: &[VdiInfo], json: bool) -> Result<()> {
-    let vdis: Vec<_> = vdis.iter().map(redacted).collect();
+pub(super) fn vdis(mut vdis: Vec<VdiInfo>, json: bool) -> Result<()> {
+    vdis.iter_mut().for_each(redact);
     if json {
         return output::json(&vdis);
     }
@@ -158,7 +158,7 @@ pub(super) fn changed(ranges: &[Changed], json: bool) -> Result<()> {
 }
 
 /// One VDI, and how much of its template is local.
-pub(super) fn vdi(vdi: &VdiInfo, local: Option<Progress>, json: bool) -> Result<()> {
+pub(super) fn vdi(mut vdi: VdiInfo, local: Option<Progress>, json: bool) -> Result<()> {
     #[derive(Serialize)]
     struct Shown {
         #[serde(flatten)]
@@ -168,7 +168,7 @@ pub(super) fn vdi(vdi: &VdiInfo, local: Option<Progress>, json: bool) -> Result<
         #[serde(skip_serializing_if = "Option::is_none")]
         local: Option<Progress>,
     }
-    let vdi = redacted(vdi);
+    redact(&mut vdi);
     let shown = Shown { sizes: (&vdi).into(), vdi, local };
     if json {
         return output::json(&shown);
@@ -177,9 +177,9 @@ pub(super) fn vdi(vdi: &VdiInfo, local: Option<Progress>, json: bool) -> Result<
     local.map_or(Ok(()), |local| output::line(&format!("{:>20}  {} of its template", "local", local.words())))
 }
 
-/// The VDI with its location as it may be shown: a query can be a secret.
-fn redacted(vdi: &VdiInfo) -> VdiInfo {
-    VdiInfo { location: vdi.location.as_deref().map(location), ..vdi.clone() }
+/// Leaves the VDI's location as it may be shown: a query can be a secret.
+fn redact(vdi: &mut VdiInfo) {
+    vdi.location = vdi.location.as_deref().map(location);
 }
 
 /// A location as it may be shown.
