@@ -188,6 +188,9 @@ pub(crate) enum Sr {
         /// Seconds between looks
         #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
         interval: u64,
+        /// Print what would be done now, and do nothing; needs --once
+        #[arg(long, requires = "once")]
+        dry_run: bool,
     },
     /// Destroy an SR; its VDIs must be destroyed first
     Destroy {

@@ -106,11 +106,13 @@ fn run_sr(command: Sr, host: &Host<'_>) -> Result<()> {
             let request = SrGrow { size: to.map(|size| size.0), automatically };
             show::done(&open(change.dry_run)?.sr_grow(&sr, &request)?, json)
         }
-        Sr::Watch { once: true, .. } => watch::once(&mut open(false)?, json),
+        Sr::Watch { once: true, dry_run, .. } => watch::once(&mut open(dry_run)?, json),
         Sr::Watch { once: false, .. } if json => {
             Err(Error::usage("--json needs --once here, for it is one document"))
         }
-        Sr::Watch { once: false, interval } => watch::run(&mut open(false)?, Duration::from_secs(interval)),
+        Sr::Watch { once: false, interval, .. } => {
+            watch::run(&mut open(false)?, Duration::from_secs(interval))
+        }
         Sr::Destroy { sr, force, change } => {
             show::done(&open(change.dry_run)?.sr_destroy(&SrDestroy { sr, force })?, json)
         }

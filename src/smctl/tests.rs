@@ -288,6 +288,7 @@ const LOOKS: &[Looks] = &[
     (Stage::furnished, "sr probe other", &[], &["uuid"]),
     (Stage::furnished, "sr dump sr", &["/thinorigin_sr_dump", "/vdis/6"], &["thinorigin_sr_dump"]),
     (Stage::furnished, "sr watch --once", &["/0/uuid"], &[]),
+    (Stage::furnished, "sr watch --once --dry-run", &["/0/uuid"], &[]),
     (
         Stage::furnished,
         "vdi list sr",
@@ -506,6 +507,7 @@ const FAILURES: &[Fails] = &[
     (Stage::bare, "sr grow sr --automatically perhaps", 2, &["yes or no"]),
     (Stage::bare, "sr watch --json", 2, &["--once"]),
     (Stage::bare, "sr watch --interval 0", 2, &["1..=3600"]),
+    (Stage::bare, "sr watch --dry-run", 2, &["--once"]),
     (Stage::bare, "vdi create sr --name n", 2, &["--size"]),
     (Stage::bare, "vdi create sr --name n --size big", 2, &["not a size"]),
     (Stage::bare, "vdi introduce sr gopher://host/image", 2, &["gopher"]),
@@ -555,7 +557,8 @@ fn no_verb_is_left_out() {
     assert!(all.len() > 30, "{all:?}");
     let begins = |verb: &str, line: &&str| format!("{line} ").starts_with(&format!("{verb} "));
     for verb in &all {
-        let changes = leaf(verb).get_arguments().any(|it| it.get_id() == "dry_run");
+        // It has one document for each SR, and not one of steps.
+        let changes = verb != "sr watch" && leaf(verb).get_arguments().any(|it| it.get_id() == "dry_run");
         let tried = match changes {
             true => CHANGES.iter().map(|(_, line, ..)| line).any(|line| begins(verb, line)),
             false => LOOKS.iter().map(|(_, line, ..)| line).any(|line| begins(verb, line)),

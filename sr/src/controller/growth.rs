@@ -100,23 +100,21 @@ impl Controller {
         }
         let open = self.open_sr(&sr.uuid.to_string())?;
         let mut done = Vec::new();
-        let warnings = self.tend_open(&open.session, &mut done);
+        let warnings = self.try_tend(&open.session, &mut done).unwrap_or_else(|e| vec![e.to_string()]);
         Ok((done.into_iter().map(|(step, _)| step.to_string()).collect(), warnings))
     }
 
     /// Grows the pool of an SR that is open if that is due; says what somebody should look after. Nothing that goes wrong
     /// here is an error of the verb that looks.
     pub(super) fn tend_open(&mut self, session: &Session, done: &mut Vec<Done>) -> Vec<String> {
-        match self.try_tend(session, done) {
-            Ok(warnings) => warnings,
-            Err(e) => vec![e.to_string()],
+        // What a verb would do besides is not of its plan.
+        if self.mode == Mode::DryRun {
+            return Vec::new();
         }
+        self.try_tend(session, done).unwrap_or_else(|e| vec![e.to_string()])
     }
 
     fn try_tend(&mut self, session: &Session, done: &mut Vec<Done>) -> Result<Vec<String>> {
-        if self.mode == Mode::DryRun {
-            return Ok(Vec::new());
-        }
         let record = session.catalog.sr()?;
         let (_, status) = self.world.pool_status(session)?;
         let mut warnings = Vec::new();

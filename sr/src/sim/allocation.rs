@@ -181,6 +181,15 @@ fn whoever_only_looks_after_pools_grows_them_from_every_point_of_death() {
 }
 
 #[test]
+fn a_look_that_is_to_change_nothing_tells_the_steps() {
+    let rig = nearly_full();
+    let before = rig.world();
+    let tended = rig.process(true).tend(&Default::default()).unwrap();
+    assert!(tended[0].steps.iter().any(|step| step.starts_with("grow the thin pool")), "{tended:?}");
+    assert_eq!(rig.world(), before);
+}
+
+#[test]
 fn a_pool_does_not_grow_while_a_template_does_not_answer() {
     let rig = nearly_full();
     rig.sim.borrow_mut().hung = true;
