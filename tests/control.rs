@@ -6,6 +6,9 @@ use common::nbd::Nbd;
 use common::{Dir, Server, becomes_true, has, run, text};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -252,4 +255,27 @@ fn a_configuration_read_again_touches_only_what_changed() {
     becomes_true("the rest", || names(&dir) == ["one", "gone", "a"]);
     assert_eq!(a.read(0, 1).unwrap().unwrap(), [2]);
     server.terminate();
+}
+
+#[test]
+fn an_image_is_not_opened_for_a_client_that_is_gone() {
+    let (dir, _server) = served(&[]);
+    // Its image server takes requests and says nothing.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let location = format!("http://{}/image", mute.local_addr().unwrap());
+    let body = json!({ "location": location, "key": "k" }).to_string();
+    let mut client = UnixStream::connect(dir.join("admin.sock")).unwrap();
+    write!(
+        client,
+        "POST /v1/attachments HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let (mut asked, _) = mute.accept().unwrap();
+    let mut request = [0; 4096];
+    assert!(asked.read(&mut request).unwrap() > 0);
+    drop(client);
+    // Less than the server's patience with image servers.
+    asked.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(asked.read(&mut request).unwrap(), 0);
 }

@@ -99,7 +99,10 @@ async fn attach(
     State(control): State<Control>,
     Json(request): Json<AttachRequest>,
 ) -> std::result::Result<Json<Attached>, Answer> {
-    Ok(Json(whole(async move { control.attachments.attach(request).await }).await?))
+    // Dropped with this, which is when the client is gone.
+    let gone = CancellationToken::new();
+    let _client = gone.clone().drop_guard();
+    Ok(Json(whole(async move { control.attachments.attach(request, &gone).await }).await?))
 }
 
 #[derive(Deserialize)]

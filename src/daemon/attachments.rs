@@ -190,14 +190,24 @@ impl Attachments {
 
     /// Makes the image a device, or answers with the device that `request.key` already has. Should this be dropped
     /// half way, the device may exist without a record; it is swept by the next server's [`adopt`](Self::adopt).
-    pub(crate) async fn attach(&self, request: AttachRequest) -> Result<Attached> {
+    ///
+    /// If who asked is `gone` before the device is begun, none is made: whoever looks after what he left may have looked
+    /// already.
+    pub(crate) async fn attach(&self, request: AttachRequest, gone: &CancellationToken) -> Result<Attached> {
         let _using = self.begin_use()?;
         if let Some(attached) = self.find(&request)? {
             return Ok(attached);
         }
         // Opening may take as long as a server does, and must not keep others from their devices.
-        let image = self.open_image(&request).await?;
+        let abandoned = || Error::failed(format!("{}: who asked for it is gone", request.location));
+        let image = tokio::select! {
+            image = self.open_image(&request) => image?,
+            () = gone.cancelled() => return Err(abandoned()),
+        };
         let _changing = self.changing.lock().await;
+        if gone.is_cancelled() {
+            return Err(abandoned());
+        }
         if let Some(attached) = self.find(&request)? {
             return Ok(attached);
         }
