@@ -4,7 +4,7 @@ use super::find::FoundSr;
 use super::{Controller, Report};
 use crate::dm::Device;
 use crate::engine::{Mode, Session, SrPlace};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::names::{self, Role, VG_NAME_MAX};
 use crate::origins::OriginHealth;
 use crate::plan::{Goal, SrGoal, SrSpec};
@@ -412,7 +412,20 @@ impl Controller {
     }
 
     fn describe_attached(&mut self, info: &mut SrInfo) -> Result<()> {
-        let open = self.look_at_sr(&info.uuid.to_string())?;
+        let looked = match self.look_at_sr(&info.uuid.to_string()) {
+            Ok(open) => self.world.pool_status(&open.session).map(|(_, status)| (open, status)),
+            Err(e) => Err(e),
+        };
+        let (open, status) = match looked {
+            Ok(looked) => looked,
+            // It is being detached, or that was cut short: no reason to tell nothing of it, or of the others.
+            Err(e) if e.kind == ErrorKind::Refused => {
+                info.state = "detached";
+                info.warnings.push(e.to_string());
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
         let vdis = open.session.catalog.vdis()?;
         let (templates, disks): (Vec<_>, Vec<_>) = vdis.into_iter().partition(Vdi::is_template);
         info.virtual_allocation = Some(disks.iter().map(|vdi| vdi.virtual_size).sum());
@@ -424,7 +437,6 @@ impl Controller {
         info.physical_allocation = disks.iter().map(physical).sum();
         info.templates = Some(templates.len() as u64);
         info.disks = Some(disks.len() as u64);
-        let (_, status) = self.world.pool_status(&open.session)?;
         info.pool_used = Some(status.data_used * info.chunk_size.unwrap_or_default());
         info.metadata_used = Some(status.metadata_used * 4096);
         let record = open.session.catalog.sr()?;

@@ -255,6 +255,8 @@ fn an_sr_is_made_and_destroyed_from_every_point_of_death() {
         let result = rig.controller().sr_destroy(&destroy);
         let died = rig.sim.borrow().dead;
         rig.sim.borrow_mut().restart(false);
+        // What there is can be told, whatever is half gone.
+        rig.controller().sr_list().unwrap();
         if died && rig.sim.borrow().group.is_some() {
             rig.controller().sr_destroy(&destroy).unwrap();
         }
