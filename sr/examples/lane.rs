@@ -1,15 +1,12 @@
 //! The SR controller on a real kernel, without a daemon: templates are files on loop devices.
 //!
 //! ```text
-//! lane DEVICE        the story of an SR on an empty device, checked step by step
-//! lane kill DEVICE   verbs killed at many moments, each followed by recovery, on an empty device
-//! lane smctl ARGS    one verb, as a process of its own: what is killed
+//! lane DEVICE   the story of an SR on an empty device, checked step by step
 //! ```
 //!
 //! Meant for user-mode Linux (`tests/lab/uml`), as root. It needs lvm2, thin-provisioning-tools and losetup.
 
 mod lane {
-    pub(crate) mod kill;
     pub(crate) mod loops;
     pub(crate) mod story;
 }
@@ -18,12 +15,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match words.as_slice() {
-        ["smctl", words @ ..] => lane::story::verb(words),
-        ["kill", device] => lane::kill::sweep(device),
+    let result = match arguments.as_slice() {
         [device] => lane::story::tell(device),
-        _ => Err("usage: lane DEVICE | lane kill DEVICE | lane smctl VERB…".into()),
+        _ => Err("usage: lane DEVICE".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,6 @@
 //! The story of an SR, told and checked.
 
 use super::loops::Loops;
-use serde_json::Value;
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -18,41 +17,9 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const NOTES: &str = "/run/lane-origins";
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn controller(dry_run: bool) -> Result<Controller> {
+fn controller(dry_run: bool) -> Result<Controller> {
     let options = Options { dry_run, ..Options::default() };
     Ok(Controller::open(&options, Box::new(Loops::new(Path::new(NOTES))))?)
-}
-
-/// One verb in a process of its own.
-pub(crate) fn verb(words: &[&str]) -> Result<()> {
-    let mut smctl = controller(false)?;
-    let clone = |name: &str| VdiClone { name: Some(name.into()), size: None };
-    let record: Value = match words {
-        ["create", name, device] => serde_json::to_value(smctl.sr_create(&SrCreate {
-            name: (*name).into(),
-            devices: vec![device.into()],
-            ..SrCreate::default()
-        })?)?,
-        ["sr-attach", sr] => serde_json::to_value(smctl.sr_attach(sr)?)?,
-        ["sr-detach", sr] => serde_json::to_value(smctl.sr_detach(sr)?)?,
-        ["sr-destroy", sr] => {
-            serde_json::to_value(smctl.sr_destroy(&SrDestroy { sr: (*sr).into(), force: true })?)?
-        }
-        ["introduce", sr, location] => serde_json::to_value(smctl.vdi_introduce(
-            sr,
-            &VdiIntroduce { location: (*location).into(), name: None, patience: None },
-        )?)?,
-        ["clone", sr, vdi, name] => serde_json::to_value(smctl.vdi_clone(sr, vdi, &clone(name))?)?,
-        ["snapshot", sr, vdi, name] => serde_json::to_value(smctl.vdi_snapshot(sr, vdi, &clone(name))?)?,
-        ["revert", sr, vdi, snapshot] => serde_json::to_value(smctl.vdi_revert(sr, vdi, snapshot)?)?,
-        ["attach", sr, vdi] => serde_json::to_value(smctl.vdi_attach(sr, vdi, false)?)?,
-        ["detach", sr, vdi] => serde_json::to_value(smctl.vdi_detach(sr, vdi)?)?,
-        ["destroy", sr, vdi] => serde_json::to_value(smctl.vdi_destroy(sr, vdi)?)?,
-        ["list", sr] => serde_json::to_value(smctl.vdi_list(sr)?)?,
-        other => return Err(format!("no such verb: {other:?}").into()),
-    };
-    println!("{record:#}");
-    Ok(())
 }
 
 fn timed<T>(what: &str, run: impl FnOnce() -> std::result::Result<T, thinorigin_sr::Error>) -> Result<T> {
@@ -66,7 +33,7 @@ fn record(report: Report<VdiInfo>) -> VdiInfo {
     report.record.expect("a record after a change")
 }
 
-pub(crate) fn check(what: &str, holds: bool) -> Result<()> {
+fn check(what: &str, holds: bool) -> Result<()> {
     if holds {
         println!("      ok  {what}");
         return Ok(());
@@ -99,7 +66,7 @@ fn write(device: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-pub(crate) fn output(command: &str, arguments: &[&str]) -> Result<String> {
+fn output(command: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(command).args(arguments).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
