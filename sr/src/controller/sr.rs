@@ -306,6 +306,8 @@ impl Controller {
         }
         if self.has_records(found)? {
             let mut session = self.records(&found.as_attached())?;
+            // A disk that was being destroyed when a crash came has no record any more, and is still in the pool.
+            done.extend(self.world.drive_vdi(self.mode, &mut session, Uuid::nil(), &Goal::Settled)?);
             for disk in session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()) {
                 done.extend(self.world.drive_vdi(self.mode, &mut session, disk.uuid, &Goal::Gone)?);
             }
