@@ -304,7 +304,7 @@ impl Controller {
                 found.name
             )));
         }
-        if self.has_records(found)? {
+        if self.has_records(found)? && self.may_hold_disks(found)? {
             let mut session = self.records(&found.as_attached())?;
             // A disk that was being destroyed when a crash came has no record any more, and is still in the pool.
             done.extend(self.world.drive_vdi(self.mode, &mut session, Uuid::nil(), &Goal::Settled)?);
@@ -313,6 +313,14 @@ impl Controller {
             }
         }
         Ok(done)
+    }
+
+    /// Whether there may be disks in the pool. Where there are none it may have been given back already, and be no pool
+    /// that goes with these records any more.
+    fn may_hold_disks(&mut self, found: &FoundSr) -> Result<bool> {
+        let session = self.world.look(&found.as_attached())?;
+        let catalog = &session.catalog;
+        Ok(catalog.ledger()?.intent.is_some() || !catalog.vdis()?.iter().all(Vdi::is_template))
     }
 
     fn refuse_disks(&mut self, found: &FoundSr) -> Result<()> {

@@ -396,6 +396,11 @@ fn destroy(owns_vg: bool, owns_pool: bool, seen: &SrSeen) -> Result<Vec<Step>> {
         steps.push(Step::Release { vg, pool_lv, from: status.transaction_id });
     }
     steps.extend(detach(seen)?);
+    if !owns_pool {
+        // Until they are removed, the records tell whoever goes on after a crash that the pool was emptied.
+        let meta = names::meta_lv(seen.uuid);
+        steps.retain(|step| !matches!(step, Step::Deactivate { lv, .. } if *lv == meta));
+    }
     if let Some(group) = &seen.group {
         let ours = |lv: &&Lv| lv.is_of(seen.uuid) && (owns_pool || lv.name != seen.pool_lv);
         let foreign: Vec<_> = group.lvs.iter().filter(|lv| !ours(lv)).map(|lv| lv.name.as_str()).collect();

@@ -1,8 +1,10 @@
 //! Every operation from every point of death, and long random lives.
 
 use super::check::{CHUNKS, Face, State};
-use super::{Mutation, Rig};
-use crate::controller::{Controller, SrCreate, SrDestroy, SrGrow, VdiClone, VdiCreate, VdiIntroduce, Work};
+use super::{Event, Mutation, Rig};
+use crate::controller::{
+    Controller, SrCreate, SrDestroy, SrGrow, SrIntroduce, VdiClone, VdiCreate, VdiIntroduce, Work,
+};
 use crate::error::{ErrorKind, Result};
 
 const CHUNK: u64 = super::CHUNK;
@@ -263,6 +265,39 @@ fn an_sr_is_made_and_destroyed_from_every_point_of_death() {
         let sim = rig.sim.borrow();
         assert!(sim.group.is_none() && sim.devices.is_empty() && sim.links.is_empty(), "dead at {fuel}");
         assert!(sim.origins.is_empty());
+        if !died {
+            result.unwrap();
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_lent_pool_is_given_back_empty_from_every_point_of_death() {
+    for fuel in 0.. {
+        let rig = Rig::new();
+        rig.happens(Event::GroupAppears("vg"));
+        rig.happens(Event::VolumeAppears("theirs".into(), "thin-pool"));
+        let (vg, pool) = ("vg".to_owned(), Some("theirs".to_owned()));
+        let lent = SrIntroduce { name: "sr".into(), vg, adopt_pool: pool, ..SrIntroduce::default() };
+        rig.controller().sr_introduce(&lent).unwrap();
+        for name in ["a", "b"] {
+            rig.controller().vdi_create("sr", &VdiCreate { name: name.into(), size: CHUNK }).unwrap();
+        }
+        assert_eq!(rig.sim.borrow().thins.len(), 2);
+        rig.sim.borrow_mut().fuel = Some(fuel);
+        let destroy = SrDestroy { sr: "sr".into(), force: true };
+        let result = rig.controller().sr_destroy(&destroy);
+        let died = rig.sim.borrow().dead;
+        rig.sim.borrow_mut().restart(false);
+        if !rig.controller().sr_list().unwrap().is_empty() {
+            assert!(died);
+            rig.controller().sr_destroy(&destroy).unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
+        }
+        let sim = rig.sim.borrow();
+        assert!(sim.thins.is_empty(), "dead at {fuel}: {:?}", sim.thins);
+        let (_, _, volumes) = sim.group.as_ref().expect("the group is not ours");
+        assert!(volumes.iter().map(|lv| lv.name.as_str()).eq(["theirs"]), "dead at {fuel}: {volumes:?}");
         if !died {
             result.unwrap();
             break;
