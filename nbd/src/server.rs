@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most connections at a time; one more is closed as soon as it is accepted.
+    /// Each may hold 1 MiB of replies that its client has not taken, in the kernel, besides what the other limits count.
     pub max_connections: usize,
     /// How long a negotiation may take in all.
     pub handshake: Duration,
