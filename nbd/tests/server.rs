@@ -228,17 +228,23 @@ async fn a_drained_link_is_gone_on_with_where_it_was_left() {
     assert!(!link.is_open());
 }
 
-#[tokio::test]
-async fn a_link_that_nobody_goes_on_with_is_closed_when_nothing_is_under_way() {
+/// A link that was drained, and that is served until it is quiet; one slow read is under way on it.
+async fn left_with_a_slow_read(limit: Duration) -> (Arc<Trouble>, Client) {
     let export = Arc::new(Trouble::default());
     let stop = CancellationToken::new();
     let mut client = Client::new(&export, &stop);
     stop.cancel();
     let link = client.served.await.unwrap().unwrap().expect("the client is there still");
     client.socket.write_all(&request(Command::Read, 1, SLOW, 512)).await.unwrap();
-    let quiet = serve_until_quiet(link, Arc::clone(&export), Duration::from_secs(10));
+    let quiet = serve_until_quiet(link, Arc::clone(&export), limit);
     client.served = tokio::spawn(async move { quiet.await.map(|()| None) });
     until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    (export, client)
+}
+
+#[tokio::test]
+async fn a_link_that_nobody_goes_on_with_is_closed_when_nothing_is_under_way() {
+    let (export, mut client) = left_with_a_slow_read(Duration::from_secs(10)).await;
     // One that comes while another is under way is answered as well.
     client.send(Command::Read, 2, 0, 512).await;
     assert_eq!(client.reply(512).await, (0, 2, vec![1; 512]));
@@ -249,15 +255,7 @@ async fn a_link_that_nobody_goes_on_with_is_closed_when_nothing_is_under_way() {
 
 #[tokio::test]
 async fn a_link_that_is_never_quiet_is_closed_all_the_same() {
-    let export = Arc::new(Trouble::default());
-    let stop = CancellationToken::new();
-    let mut client = Client::new(&export, &stop);
-    stop.cancel();
-    let link = client.served.await.unwrap().unwrap().expect("the client is there still");
-    client.socket.write_all(&request(Command::Read, 1, SLOW, 512)).await.unwrap();
-    let quiet = serve_until_quiet(link, Arc::clone(&export), Duration::from_millis(50));
-    client.served = tokio::spawn(async move { quiet.await.map(|()| None) });
-    until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    let (export, mut client) = left_with_a_slow_read(Duration::from_millis(50)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     client.send(Command::Read, 2, 0, 512).await;
     export.go_on.notify_one();
