@@ -272,8 +272,8 @@ impl Attachments {
     }
 
     /// Answers what is under way and stops reading requests; where no service manager keeps the sockets, only when nothing
-    /// is under way at last, for what is lost with a socket the kernel asks for again only after half a minute. The devices stay for a server that takes over, with their
-    /// sockets if a service manager keeps those for it.
+    /// is under way at last, for what is lost with a socket the kernel asks for again only after half a minute. The
+    /// devices stay for a server that takes over, with their sockets if a service manager keeps those for it.
     pub(crate) async fn drain(&self) {
         let _changing = self.changing.lock().await;
         let drained: Vec<_> = self.live().drain().map(|(_, live)| live).collect();
@@ -293,19 +293,24 @@ impl Attachments {
         links.extend(
             waiting.into_iter().flat_map(|(index, left)| left.into_iter().map(move |link| (index, link))),
         );
-        let left = handover::leave(self.records.directory(), &links).unwrap_or_else(|error| {
-            tracing::error!("{error}");
-            0
-        });
-        if left == 0 {
-            let ends = links.into_iter().filter_map(|(index, link)| {
-                let export = exports.get(&index)?.clone();
-                Some(nbd::serve_until_quiet(link, export, QUIET))
-            });
-            for ended in ends.collect::<JoinSet<_>>().join_all().await {
-                ended.unwrap_or_else(|error| tracing::error!("a kernel connection failed: {error}"));
+        let left = match handover::leave(self.records.directory(), &links) {
+            Ok(0) => {
+                let ends = links.into_iter().filter_map(|(index, link)| {
+                    let export = exports.get(&index)?.clone();
+                    Some(nbd::serve_until_quiet(link, export, QUIET))
+                });
+                for ended in ends.collect::<JoinSet<_>>().join_all().await {
+                    ended.unwrap_or_else(|error| tracing::error!("a kernel connection failed: {error}"));
+                }
+                0
             }
-        }
+            Ok(left) => left,
+            // Some may have been left all the same, as the note says: nothing more is read of them.
+            Err(error) => {
+                tracing::error!("{error}");
+                0
+            }
+        };
         if devices > 0 {
             tracing::warn!(
                 "{devices} devices are left without a server, {left} of their sockets with the service manager; reads wait {} s for a server that takes over",
