@@ -29,6 +29,10 @@ fn check_image(dir: &Dir, image: &Path, format: &str) {
     let server = Server::start(dir, &["--no-cache", text(image)]);
     check_export("from a file", dir, &server, image, format, &wanted);
     server.terminate();
+    let server = Server::start(dir, &["--no-cache", text(image)]);
+    forget(image);
+    check_export("from the disk", dir, &server, image, format, &wanted);
+    server.terminate();
 
     let http = Http::start(dir);
     let location = format!("{}/{}", http.url, image.file_name().unwrap().to_str().unwrap());
@@ -42,6 +46,13 @@ fn check_image(dir: &Dir, image: &Path, format: &str) {
         check_export(round, dir, &server, image, format, &wanted);
         server.terminate();
     }
+}
+
+/// Makes the page cache let go of `file`, where the file system can.
+fn forget(file: &Path) {
+    let file = fs::File::open(file).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
 /// Reads the default export and the one called `image` with the clients of two projects.

@@ -118,6 +118,21 @@ impl FileSource {
         ))
     }
 
+    /// Reads from `offset` on what the page cache holds, as far as `buffer` goes, and says how many bytes that is. Does
+    /// not wait for the disk: where the kernel or the file system cannot promise that, it reads nothing. Whoever uses
+    /// the bytes calls [`check`](Self::check) afterwards.
+    pub fn read_resident(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            let mut slices = [IoSliceMut::new(&mut buffer[done..])];
+            match rustix::io::preadv2(&self.file, &mut slices, offset + done as u64, ReadWriteFlags::NOWAIT) {
+                Ok(n) if n > 0 => done += n,
+                _ => break,
+            }
+        }
+        done
+    }
+
     /// Whether the bytes at `offset` are stored or a hole that reads as zeros, and where that ends. Without support
     /// from the file system everything is stored. `offset` is inside the file.
     pub fn extent(&self, offset: u64) -> (bool, u64) {
@@ -146,20 +161,8 @@ impl Source for FileSource {
     async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
         let len = crate::source::checked_len(&self.identity, &range)?;
         let mut buffer = Buffer::any(len);
-        let mut done = 0;
-        // What the page cache holds costs no thread. Older kernels refuse the flag, and so do some file systems.
-        while done < len {
-            let mut slices = [IoSliceMut::new(&mut buffer.content()[done..])];
-            match rustix::io::preadv2(
-                &self.file,
-                &mut slices,
-                range.start + done as u64,
-                ReadWriteFlags::NOWAIT,
-            ) {
-                Ok(n) if n > 0 => done += n,
-                _ => break,
-            }
-        }
+        // What the page cache holds costs no thread.
+        let done = self.read_resident(buffer.content(), range.start);
         if done < len {
             let file = self.file.clone();
             let (start, name) = (range.start, self.identity.location.clone());

@@ -248,6 +248,20 @@ impl Content {
         }
     }
 
+    /// Fills `buffer` with the bytes from `at` on if they are in a local file and the page cache holds them; else says
+    /// false. Does not wait.
+    pub(crate) fn read_resident(&self, at: u64, buffer: &mut [u8]) -> bool {
+        let range = self.place_of(at..at + buffer.len() as u64);
+        match &self.body {
+            Body::Local(source, _) if let AnySource::File(file) = &**source => {
+                range.end <= self.part.end
+                    && file.read_resident(buffer, range.start) == buffer.len()
+                    && file.check().is_ok()
+            }
+            _ => false,
+        }
+    }
+
     /// The bytes of `range` in memory, by way of the cache.
     async fn gathered(&self, range: Range<u64>) -> Result<Bytes> {
         let mut spans = Spans::new();

@@ -12,6 +12,8 @@ mod open;
 mod packed;
 mod read;
 mod status;
+mod stored;
+mod workers;
 
 pub(crate) use content::gather;
 pub use gate::Gate;

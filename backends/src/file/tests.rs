@@ -27,6 +27,25 @@ async fn reads_are_exact_and_ranges_are_checked() {
     assert_eq!(source.read(reversed).await.unwrap_err().kind, Kind::Range);
 }
 
+#[test]
+fn what_the_page_cache_holds_is_read_up_to_the_end_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.img");
+    let data: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    std::fs::write(&path, &data).unwrap();
+    let source = open(&path).unwrap();
+    let mut buffer = vec![0; 20_000];
+    for (offset, most) in [(0, 20_000), (77_777, 20_000), (90_000, 10_000), (100_000, 0), (u64::MAX >> 1, 0)]
+    {
+        let read = source.read_resident(&mut buffer, offset);
+        // What was just written may have left the page cache, and a file system may not be able to tell.
+        assert!(read <= most, "{read} bytes at {offset}");
+        if read > 0 {
+            assert_eq!(buffer[..read], data[offset as usize..][..read]);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_change_is_final() {
     let dir = tempfile::tempdir().unwrap();
