@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::naming::{descriptor, descriptor_over, qcow2, vhd_over};
 use common::{Dir, THINORIGIN, has, run, text};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -49,36 +50,6 @@ impl Host {
 fn thinorigin(arguments: &[&str]) -> Output {
     // A hang would be a hole, too.
     Command::new("timeout").arg("20").arg(THINORIGIN).args(arguments).output().unwrap()
-}
-
-/// A qcow2 of version 3 that names `backing`, or an external data file if `data_file` is set.
-fn qcow2(name: &str, data_file: bool) -> Vec<u8> {
-    let mut image = vec![0; 0x30000];
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"QFI\xfb\0\0\0\x03");
-    put(20, &16u32.to_be_bytes());
-    put(24, &(1u64 << 20).to_be_bytes());
-    put(36, &1u32.to_be_bytes());
-    put(40, &0x10000u64.to_be_bytes());
-    put(72, &u64::from(data_file).wrapping_mul(4).to_be_bytes());
-    put(96, &4u32.to_be_bytes());
-    put(100, &104u32.to_be_bytes());
-    if data_file {
-        put(104, &0x4441_5441u32.to_be_bytes());
-        put(108, &(name.len() as u32).to_be_bytes());
-        put(112, name.as_bytes());
-    } else {
-        put(8, &0x400u64.to_be_bytes());
-        put(16, &(name.len() as u32).to_be_bytes());
-        put(0x400, name.as_bytes());
-    }
-    image
-}
-
-fn descriptor(extent: &str) -> String {
-    format!(
-        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{extent}\n"
-    )
 }
 
 /// Names that lead out of an image's directory, in all the ways readers have followed.
@@ -136,6 +107,44 @@ fn an_extent_of_the_host() {
     }
 }
 
+/// The same through the parent of a vmdk, a vhd or a vhdx. An absolute name is that of another machine: what it ends with
+/// is looked for beside the image, and nothing else.
+#[test]
+fn a_parent_of_the_host() {
+    let host = Host::new();
+    let utf16 = |name: &str| name.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    for name in ways_out(&host.secret).iter().filter(|name| !name.contains('"')) {
+        host.refuses(&host.write("a.vmdk", descriptor_over(name)), "refused to open");
+    }
+    let secret = text(&host.secret);
+    let absolute = [
+        (b"MacX", format!("file://{secret}").into_bytes()),
+        (b"MacX", format!("file://localhost{}", secret.replace("/secret", "%2Fsecret")).into_bytes()),
+        (b"W2ku", utf16(secret)),
+        (b"W2ku", utf16("\\\\server\\share\\secret")),
+        (b"Wi2k", b"C:\\secret".to_vec()),
+    ];
+    for (code, name) in absolute {
+        host.refuses(&host.write("a.vhd", vhd_over(code, &name)), "images/secret: cannot be opened");
+    }
+    let relative = [
+        (b"W2ru", utf16("..\\secret")),
+        (b"Wi2r", b".\\..\\secret".to_vec()),
+        (b"MacX", b"file://./%2e%2e/secret".to_vec()),
+    ];
+    for (code, name) in relative {
+        host.refuses(&host.write("a.vhd", vhd_over(code, &name)), "refused to open");
+    }
+    if has("a_parent_of_the_host", &["xz"]) {
+        let packed = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/differencing.vhdx.xz");
+        let mut image = run("xz", &["-dc", packed]).stdout;
+        let (name, hostile) = (utf16("base.vhdx"), utf16("..\\s.vhdx"));
+        let at = image.windows(name.len()).position(|part| part == name).unwrap();
+        image[at..at + name.len()].copy_from_slice(&hostile);
+        host.refuses(&host.write("a.vhdx", image), "refused to open");
+    }
+}
+
 /// A link in the image's directory leads out of it.
 #[test]
 fn a_link_out_of_the_directory() {
@@ -161,6 +170,8 @@ fn a_pipe_or_a_directory() {
         host.refuses(&host.write("c.vmdk", descriptor(&format!("RW 4 FLAT \"{name}\" 0"))), name);
         host.refuses(&host.images.join(name), name);
     }
+    // CVE-2026-44919: a device without an end is read for ever.
+    host.refuses(Path::new("/dev/zero"), "/dev/zero");
 }
 
 /// CVE-2008-2004, CVE-2013-1922: a guest writes an image's header into its raw disk, which is then taken for one.
@@ -191,6 +202,7 @@ fn a_loop() {
     host.refuses(&host.write("d.qcow2", qcow2("d.qcow2", true)), "names itself");
     host.write("b.qcow2", qcow2("c.qcow2", false));
     host.refuses(&host.write("c.qcow2", qcow2("b.qcow2", false)), "comes back");
+    host.refuses(&host.write("v.vhd", vhd_over(b"MacX", b"file://./v.vhd")), "is not the parent");
     host.refuses(&host.write("e.vmdk", descriptor("RW 1 FLAT \"e.vmdk\" 0")), "names itself");
     fs::hard_link(host.images.join("e.vmdk"), host.images.join("f.vmdk")).unwrap();
     host.write("e.vmdk", descriptor("RW 1 FLAT \"f.vmdk\" 0"));

@@ -3,7 +3,9 @@
 mod common;
 
 use common::images::{deflate, open_among, open_as, put, qcow2, qcow2_over, read, refusal};
-use thinorigin_formats::Format;
+use std::io::Write;
+use thinorigin_formats::memory::{Directory, Disk};
+use thinorigin_formats::{Format, Options};
 
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 2;
@@ -59,16 +61,13 @@ fn header_fields_out_of_range() {
     refuse("size-huge", &be64(24, 1 << 63), "qcow2 size");
     refuse("size-max", &be64(24, u64::MAX - 511), "qcow2 size");
     refuse("l1size-small", &be32(36, 0), "too small for the size");
-    refuse(
-        "l1size-huge",
-        &with(24, &[&(1u64 << 62).to_be_bytes()[..], &[0; 4], &[0x7f, 255, 255, 255]].concat()),
-        "L1",
-    );
-    refuse(
-        "l1size-wrap",
-        &with(24, &[&(1u64 << 62).to_be_bytes()[..], &[0; 4], &[0x20, 0, 0, 1]].concat()),
-        "L1",
-    );
+    refuse("l1size-huge", &be32(36, 0x7fff_ffff), "l1_size");
+    refuse("l1size-wrap", &be32(36, 0x2000_0001), "l1_size");
+    // A table that is longer than the disk needs is usual: what is left of it is for the state of a machine.
+    reads("a longer L1 table", &be32(36, 0x2000), 0x11);
+    let mut both = be64(24, 1 << 62);
+    put(&mut both, 36, &(4u32 << 20).to_be_bytes());
+    refuse("a disk larger than any table", &both, "too small for the size");
     refuse("l1off-unaligned", &be64(40, 0x10200), "l1_table_offset");
     refuse("l1off-eof", &be64(40, 0x100_0000), "its file ends");
     refuse("l1off-neg", &be64(40, 1 << 63), "l1_table_offset");
@@ -80,6 +79,7 @@ fn header_fields_out_of_range() {
     refuse("refcount-order", &be32(96, 7), "refcount_order");
     refuse("version-0", &be32(4, 0), "only 2 and 3");
     refuse("version-4", &be32(4, 4), "qcow2 version");
+    refuse("version-1", &be32(4, 1), "qcow cluster_bits");
     refuse("hdr-trunc", &good[..50], "its file ends");
     refuse("hdr-only", &good[..72], "its file ends");
     refuse("magic-only", &good[..4], "its file ends");
@@ -128,6 +128,69 @@ fn extensions() {
     long[112..144].fill(0xee);
     reads("hdr-long", &long, 0x11);
     reads("hdr104", &with(100, &104u32.to_be_bytes()), 0x11);
+}
+
+#[test]
+fn what_a_reader_does_not_need_may_be_anything() {
+    let mut refcounts = with(48, &0x30000u64.to_be_bytes());
+    put(&mut refcounts, 56, &1u32.to_be_bytes());
+    reads("refcount-garbage", &refcounts, 0x11);
+    let mut snapshots = with(60, &2u32.to_be_bytes());
+    put(&mut snapshots, 64, &0x30000u64.to_be_bytes());
+    reads("a table of snapshots that is none", &snapshots, 0x11);
+    let mut directory = Directory::new();
+    directory.add("a", snapshots);
+    let options = Options { snapshot: Some("1".to_owned()), ..Options::default() };
+    let message = refusal("asked for one of them", Disk::open(&directory, "a", options));
+    assert!(message.contains("of a qcow2 snapshot"), "{message}");
+    // Bitmaps, of which autoclear bit 0 says that they are valid, and a LUKS header in an image that is not encrypted.
+    let mut extensions = with(88, &1u64.to_be_bytes());
+    let bitmaps = [&0x2385_2875u32.to_be_bytes()[..], &[0, 0, 0, 24], &[0xee; 24]].concat();
+    let luks = [&0x0537_be77u32.to_be_bytes()[..], &[0, 0, 0, 16], &[0xee; 16]].concat();
+    put(&mut extensions, 112, &[bitmaps, luks].concat());
+    reads("bitmaps", &extensions, 0x11);
+    let disk = open_as(&extensions, None).unwrap();
+    assert!(disk.chain().layers()[0].info().features.contains(&"bitmaps".to_owned()));
+}
+
+/// The good image with its clusters in an external data file called `name`.
+fn with_data_file(name: &[u8]) -> Vec<u8> {
+    let mut image = with_bits(DATA_FILE);
+    put(&mut image, 112, &0x4441_5441u32.to_be_bytes());
+    put(&mut image, 116, &(name.len() as u32).to_be_bytes());
+    put(&mut image, 120, name);
+    image
+}
+
+#[test]
+fn external_data_files() {
+    let image = with_data_file(b"data");
+    let data = [vec![0x66; 0x30000], vec![0x55; 0x10000]].concat();
+    let open = |image: &[u8]| open_among(&[("top", image), ("data", &data)], None);
+    let first = |entry: u64| {
+        let mut image = image.clone();
+        put(&mut image, 0x20000, &entry.to_be_bytes());
+        read(&mut open(&image).unwrap(), 0, 4)
+    };
+    assert_eq!(read(&mut open(&image).unwrap(), 0, 4), Ok(vec![0x55; 4]));
+    assert_eq!(first(1 << 63), Ok(vec![0x66; 4]), "its first cluster is data, too");
+    assert_eq!(first(0), Ok(vec![0; 4]));
+    assert!(first(0x100_0000 | 1 << 63).unwrap_err().contains("past the end"));
+    assert!(first(0x30000 | 1 << 62).unwrap_err().contains("no compressed data"));
+    let message = refusal("datafile-missing", open_among(&[("top", &image)], None));
+    assert!(message.contains("\"data\""), "{message}");
+    refuse("datafile-emptyname", &with_data_file(b""), "its name is empty");
+    refuse("datafile-nul", &with_data_file(b"a\0b"), "data file name");
+    let message = refusal("itself", open_among(&[("top", &with_data_file(b"top"))], None));
+    assert!(message.contains("refers to itself"), "{message}");
+    let mut raw = image.clone();
+    put(&mut raw, 88, &2u64.to_be_bytes());
+    assert_eq!(read(&mut open(&raw).unwrap(), 0, 4), Ok(vec![0x55; 4]), "datafile-raw-on");
+    put(&mut raw, 8, &0x400u64.to_be_bytes());
+    put(&mut raw, 16, &1u32.to_be_bytes());
+    put(&mut raw, 0x400, b"x");
+    let message = refusal("raw, and on a backing file", open(&raw));
+    assert!(message.contains("marked raw"), "{message}");
 }
 
 #[test]
@@ -191,10 +254,20 @@ fn a_recorded_backing_format_is_not_probed() {
     let mut disk = open_among(&[("top", &top), ("base", &planted)], None).unwrap();
     assert_eq!(disk.chain().layers()[1].format(), Format::Raw);
     assert_eq!(read(&mut disk, 0, 4), Ok(b"QFI\xfb".to_vec()));
+    // Of two such extensions the first counts.
+    put(&mut top, 128, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 5]);
+    put(&mut top, 136, b"qcow2");
+    let disk = open_among(&[("top", &top), ("base", &planted)], None).unwrap();
+    assert_eq!(disk.chain().layers()[1].format(), Format::Raw);
+    assert_eq!(disk.chain().layers()[0].info().warnings, [] as [&str; 0]);
     put(&mut top, 120, b"qed");
     let message =
         refusal("an unknown backing format", open_among(&[("top", &top), ("base", &planted)], None));
     assert!(message.contains("backing format"), "{message}");
+    // Where none is recorded, the file is probed, and a warning says so.
+    let disk = open_among(&[("top", &qcow2_over(b"base")), ("base", &qcow2())], None).unwrap();
+    assert_eq!(disk.chain().layers()[1].format(), Format::Qcow2);
+    assert!(disk.chain().layers()[0].info().warnings[0].contains("probed"));
 }
 
 #[test]
@@ -268,6 +341,16 @@ fn compressed_clusters() {
     put(&mut image, 0x20000, &entry(0x30000, &more).to_be_bytes());
     put(&mut image, 0x30000, &more);
     reads("a stream longer than the cluster", &image, 0x55);
+    // One that is not ended where the file does.
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&[0x77; 0x10000]).unwrap();
+    encoder.flush().unwrap();
+    let open_end = encoder.get_ref().clone();
+    let mut image = qcow2();
+    put(&mut image, 0x20000, &entry(0x30000, &open_end).to_be_bytes());
+    put(&mut image, 0x30000, &open_end);
+    image.truncate(0x30000 + open_end.len());
+    reads("a stream without an end", &image, 0x77);
     let short = deflate(&[0x55; 0x8000]);
     let mut image = qcow2();
     put(&mut image, 0x20000, &entry(0x30000, &short).to_be_bytes());
@@ -331,4 +414,9 @@ fn extended_entries_that_contradict_themselves() {
     );
     damaged("allocated and zero", &extended(0x30000 | 1 << 63, 1 << 32 | 1), "contradicts");
     damaged("allocated nowhere", &extended(0, 1), "contradicts");
+    // The bitmap of a compressed cluster means nothing.
+    let stored = deflate(&[0x44; 0x10000]);
+    let mut image = extended(0x30000 | 1 << 62, u64::MAX);
+    put(&mut image, 0x30000, &stored);
+    reads("extl2-compressed", &image, 0x44);
 }

@@ -222,6 +222,24 @@ fn internal_snapshots() {
 }
 
 #[test]
+fn bitmaps_are_passed_over() {
+    if !has("bitmaps_are_passed_over", "qemu-img") || !has("bitmaps_are_passed_over", "qemu-io") {
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let path = directory.path();
+    let content = disk_content(3 * MIB, 12);
+    convert(path, &content, "a.qcow2", "qcow2", &[]);
+    run(path, "qemu-img", &["bitmap", "--add", "a.qcow2", "before"]);
+    run(path, "qemu-io", &["-f", "qcow2", "-c", "write -P 7 1M 100k", "a.qcow2"]);
+    run(path, "qemu-img", &["bitmap", "--add", "--disable", "a.qcow2", "after"]);
+    let mut disk = open(path, "a.qcow2", Options::default());
+    assert_reads(&mut disk, &qemu_content(path, "a.qcow2", "qcow2"), "with bitmaps");
+    assert_eq!(our_map(&mut disk), qemu_map(path, "a.qcow2", "qcow2"));
+    assert!(disk.chain().layers()[0].info().features.contains(&"bitmaps".to_owned()));
+}
+
+#[test]
 fn a_large_and_empty_disk() {
     if !has("a_large_and_empty_disk", "qemu-img") || !has("a_large_and_empty_disk", "qemu-io") {
         return;
@@ -229,11 +247,16 @@ fn a_large_and_empty_disk() {
     let directory = TempDir::new().unwrap();
     let path = directory.path();
     run(path, "qemu-img", &["create", "-f", "qcow2", "a.qcow2", "64T"]);
-    run(path, "qemu-io", &["-f", "qcow2", "-c", "write -P 4 1T 512", "a.qcow2"]);
+    let last = (64u64 << 40) - 512;
+    for write in ["write -P 4 1T 512".to_owned(), format!("write -P 5 {last} 512")] {
+        run(path, "qemu-io", &["-f", "qcow2", "-c", &write, "a.qcow2"]);
+    }
     let mut disk = open(path, "a.qcow2", Options::default());
     let mut part = [0; 1024];
     disk.read((1 << 40) - 512, &mut part).unwrap();
     assert!(part[..512] == [0; 512] && part[512..] == [4; 512]);
+    disk.read(last - 512, &mut part).unwrap();
+    assert!(part[..512] == [0; 512] && part[512..] == [5; 512]);
     let started = std::time::Instant::now();
     assert_eq!(our_map(&mut disk), qemu_map(path, "a.qcow2", "qcow2"));
     assert!(started.elapsed().as_secs() < 5, "the map of an empty disk is quick");

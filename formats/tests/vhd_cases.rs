@@ -138,7 +138,10 @@ fn fields_out_of_range() {
     refuse("bat-small", &with_header(2 << 20, 0, 0x600), "max_table_entries");
     refuse("bat-eof", &with_header(2 << 20, 2, 1 << 30), "its file ends");
     refuse("bat-neg", &with_header(2 << 20, 2, 1 << 63), "its file ends");
-    check_content("bat-huge: only what the disk needs is read", &with_header(2 << 20, u32::MAX, 0x600));
+    refuse("bat-huge", &with_header(2 << 20, u32::MAX, 0x600), "needs 0x3fffffffc bytes");
+    // Room for a larger disk, which has to be there though it is not read.
+    check_content("bat-oversized", &with_header(2 << 20, 128, 0x600));
+    refuse("bat-oversized, past the end", &with_header(2 << 20, 1 << 20, 0x600), "its file ends");
     let size = |size: u64| with_footer(|footer| footer[48..56].copy_from_slice(&size.to_be_bytes()));
     refuse("size-huge", &size(1 << 63), "virtual disk of a vhd");
     refuse("size-over-2T", &size(0xff00_0001 * 512), "virtual disk of a vhd");
@@ -160,6 +163,12 @@ fn fields_out_of_range() {
     check_content("saved-state", &state);
     check_content("feat-temporary", &with_footer(|footer| footer[11] |= 1));
     assert_eq!(open_as(&state, None).unwrap().chain().layers()[0].info().warnings.len(), 1);
+    // Another program wrote over the batmap that its creator says is there.
+    let clobbered = with_footer(|footer| {
+        footer[28..32].copy_from_slice(b"tap\0");
+        footer[32..36].copy_from_slice(&0x0001_0003u32.to_be_bytes());
+    });
+    check_content("batmap-clobbered", &clobbered);
 }
 
 #[test]
@@ -184,6 +193,16 @@ fn block_allocation_tables() {
     image.extend(footer);
     put(&mut image, 0x200, &vhd_header(2 << 20, 8, table));
     check_content("bat-far, bat-oversized", &image);
+    // Two blocks, the second one first.
+    let mut image = vhd(3, [0xff; 512]);
+    let end = image.len() - 512;
+    let footer = image.split_off(end);
+    put(&mut image, 0x600, &[(end as u32 / 512).to_be_bytes(), 4u32.to_be_bytes()].concat());
+    image.extend([0xff; 512]);
+    image.extend(vec![0x44; 2 << 20]);
+    image.extend(footer);
+    let mut disk = open_as(&image, None).unwrap();
+    assert_eq!(read(&mut disk, (2 << 20) - 1, 2), Ok(vec![0x44, 0x22]), "blocks-reversed");
     for block in [512, 4096, 1 << 19, 1 << 24] {
         // Small and large blocks: one block at the front of the file, all others absent.
         let footer = vhd_footer(3, 4 << 20, b"win ", [0; 4], 2);
@@ -251,6 +270,44 @@ fn differencing_disks_read_sector_by_sector() {
         assert_eq!(read(&mut disk, 0, 2048), Ok(expect));
         assert_eq!(read(&mut disk, (2 << 20) - 512, 1024), Ok(vec![0x99; 1024]));
     }
+}
+
+#[test]
+fn a_chain_of_three() {
+    // The identifier of `vhd` is all 2; the middle one's parent is all 1, and the top one's the middle one.
+    let (base, middle) = (vhd_fixed(&vec![0x99; 4 << 20]), child(b"W2ru", &utf16(".\\parent.vhd")));
+    let mut bitmap = [0; 512];
+    bitmap[0] = 0b0010_0100;
+    let mut top = vhd(4, bitmap);
+    put(&mut top, 0xa00, &vec![0x77; 2 << 20]);
+    let mut header = vhd_header(2 << 20, 2, 0x600);
+    header[40..56].fill(2);
+    let name: Vec<u8> = "middle.vhd".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    put(&mut header, 64, &name);
+    vhd_checksum(&mut header, 36);
+    put(&mut top, 0x200, &header);
+    let files = [("top.vhd", &top[..]), ("middle.vhd", &middle), ("parent.vhd", &base)];
+    let mut disk = open_among(&files, None).unwrap();
+    assert_eq!(disk.chain().layers().len(), 3);
+    let sectors = read(&mut disk, 0, 7 * 512).unwrap();
+    let first: Vec<u8> = sectors.chunks(512).map(|sector| sector[0]).collect();
+    assert_eq!(first, [0x99, 0x22, 0x77, 0x99, 0x99, 0x77, 0x99], "diff-chain3");
+}
+
+#[test]
+fn a_parent_without_an_identifier_is_a_raw_disk() {
+    // As XenServer's libvhd writes it. What the raw disk begins with is its guest's.
+    let mut child = child(b"MacX", b"file://./base.raw");
+    let mut header = child[0x200..0x600].to_vec();
+    header[40..56].fill(0);
+    vhd_checksum(&mut header, 36);
+    put(&mut child, 0x200, &header);
+    let mut base = qcow2();
+    base.resize(4 << 20, 0);
+    let mut disk = open_among(&[("child.vhd", &child), ("base.raw", &base)], None).unwrap();
+    assert_eq!(disk.chain().layers()[1].format(), Format::Raw);
+    assert_eq!(read(&mut disk, 0, 4), Ok(b"QFI\xfb".to_vec()));
+    assert_eq!(read(&mut disk, 512, 1024), Ok(vec![0x22; 1024]));
 }
 
 #[test]

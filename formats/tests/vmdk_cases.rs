@@ -66,6 +66,18 @@ fn header_fields_out_of_range() {
     let mut bare = vmdk();
     bare[512..0x2000].fill(0);
     refuse("sparse-noembed", &bare, "open the descriptor");
+    for grain_sectors in [1u64, 8, 16, 512, 1024] {
+        let mut image = le64(20, grain_sectors);
+        put(&mut image, 12, &(grain_sectors * 4).to_le_bytes());
+        image.resize(VMDK_GRAIN + grain_sectors as usize * 512, 0x33);
+        let mut disk = open_as(&image, None).unwrap();
+        let grain = grain_sectors as usize * 512;
+        let border = read(&mut disk, grain as u64 - 512, 1024);
+        assert_eq!(border, Ok([[0x33; 512], [0; 512]].concat()), "sparse-grain{grain_sectors}");
+    }
+    // The last grain is not whole.
+    let odd = open_as(&le64(12, 2047), None).unwrap();
+    assert_eq!(odd.chain().virtual_size(), 2047 * 512, "sparse-std");
 }
 
 #[test]
@@ -121,6 +133,19 @@ fn compressed_grains() {
     damaged("a short grain in the middle", &vmdk_stream(Some((0, short.len() as u32)), &short), "too soon");
     let bomb = zlib(&vec![0x55; 50 << 20], 9);
     reads("stream-bomb: only a grain of it", &vmdk_stream(Some((0, bomb.len() as u32)), &bomb), 0x55);
+    let stored = zlib(&[0x44; 8192], 6);
+    let mut image = vmdk_stream(Some((0, stored.len() as u32)), &stored);
+    put(&mut image, 20, &16u64.to_le_bytes());
+    let mut disk = open_as(&image, None).unwrap();
+    assert_eq!(read(&mut disk, 8191, 2), Ok(vec![0x44, 0]), "stream-grain16");
+    for version in [1u32, 2, 3] {
+        put(&mut image, 4, &version.to_le_bytes());
+        assert_eq!(read(&mut open_as(&image, None).unwrap(), 0, 1), Ok(vec![0x44]), "stream-v{version}");
+    }
+    put(&mut image, VMDK_TABLE, &[0; 4]);
+    reads("stream without grains", &image, 0);
+    put(&mut image, VMDK_DIRECTORY, &[0; 4]);
+    reads("stream-empty", &image, 0);
     // A disk that ends inside its only grain, which holds no more than the disk.
     let tail = zlib(&[0x66; 0x3000], 6);
     let mut image = vmdk_stream(Some((0, tail.len() as u32)), &tail);
@@ -154,6 +179,47 @@ fn footers_at_the_end() {
     refuse("a footer that points at a footer", &other, "contradicts the header");
     image[at - 512] = 0;
     refuse("a footer without its marker", &image, "no footer marker");
+}
+
+#[test]
+fn descriptors_as_people_and_programs_write_them() {
+    let flat: Vec<u8> = (0..8u8).flat_map(|number| [number; 512]).collect();
+    let open =
+        |text: &[u8]| open_among(&[("d.vmdk", text), ("a.vmdk", &flat), ("l\u{e4}.vmdk", &flat)], None);
+    let good = |name: &str, text: &[u8]| {
+        let mut disk = open(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(read(&mut disk, 512, 2), Ok(vec![1; 2]), "{name}");
+        disk
+    };
+    let line = "RW 8 FLAT \"a.vmdk\" 0";
+    let plain = descriptor("ffffffff", line);
+    let front = format!("\r\n  \r\n# made by hand\r\n{}", plain.replace('\n', "\r\n"));
+    good("comments and blanks in front, desc-crlf", front.as_bytes());
+    let disk = good(
+        "desc-case, blanks around the signs",
+        format!("# disk descriptorfile\nVERSION = 1\ncid\t=\t1\nParentCID = FFFFFFFF\n CREATETYPE = \"vmfs\"\n{line}").as_bytes(),
+    );
+    assert_eq!(disk.chain().layers()[0].info().features, ["vmfs"]);
+    let more = "version=3\nCID=fffffffe\nlongContentID=0123456789abcdef0123456789abcdef\nisNativeSnapshot=\"no\"\n\
+                changeTrackPath=\"/etc/passwd\"\nddb.encoding = \"UTF-8\"\n";
+    let version3 = plain.replace("version=1\nCID=00000001\n", more);
+    good("desc-v4extras: the path of a change list is followed by nothing", version3.as_bytes());
+    let named = |encoding: &str, name: &[u8]| {
+        let head = format!("# Disk DescriptorFile\nversion=1\nencoding=\"{encoding}\"\nCID=1\nRW 8 FLAT \"");
+        [head.as_bytes(), name, b"\" 0\n"].concat()
+    };
+    good("desc-utf8name", &named("UTF-8", "l\u{e4}.vmdk".as_bytes()));
+    good("windows-1252", &named("windows-1252", b"l\xe4.vmdk"));
+    for (encoding, name) in
+        [("GBK", &b"\xb0\xa1.vmdk"[..]), ("UTF-8", b"l\xe4.vmdk"), ("windows-1252", b"\x80.vmdk")]
+    {
+        let message = refusal(encoding, open(&named(encoding, name)));
+        assert!(message.contains("neither UTF-8 nor windows-1252"), "{message}");
+    }
+    // What comes behind a NUL is padding.
+    good("padding", &[plain.as_bytes(), &[0, 0xff, 0xfe]].concat());
+    let message = refusal("cid", open(plain.replace("00000001", "12345678f").as_bytes()));
+    assert!(message.contains("a CID is not"), "{message}");
 }
 
 /// Opens a descriptor with these extent lines beside a flat file of 64 sectors, each of which holds its number.
@@ -290,6 +356,42 @@ fn cowd_extents() {
         put(&mut image, 24, &[0; 4]);
         refuse("a directory that is too small", &image, "COWD directory size");
     }
+}
+
+/// A snapshot of ESX: a descriptor of this type over a flat disk of 0x99 bytes, with its own extent.
+fn snapshot_of_flat(kind: &str, sectors: u64, extent: &[u8]) -> thinorigin_formats::memory::Disk {
+    let base = descriptor("ffffffff", &format!("RW {sectors} VMFS \"a-flat.vmdk\""));
+    let top = descriptor("00000001", &format!("RW {sectors} {kind} \"a-delta.vmdk\""));
+    let top = format!("{top}parentFileNameHint=\"/vmfs/volumes/1/vm/a.vmdk\"\n");
+    let flat = vec![0x99; sectors as usize * 512];
+    let files = [
+        ("a-000001.vmdk", top.as_bytes()),
+        ("a.vmdk", base.as_bytes()),
+        ("a-flat.vmdk", &flat),
+        ("a-delta.vmdk", extent),
+    ];
+    open_among(&files, None).unwrap_or_else(|error| panic!("{kind}: {error}"))
+}
+
+#[test]
+fn snapshots_of_esx_over_a_flat_disk() {
+    let mut cowd = vec![0; 512 * 4];
+    put(&mut cowd, 0, b"COWD\x01\0\0\0\x03\0\0\0");
+    for (at, value) in [(12, 2048), (16, 1), (20, 4), (24, 1)] {
+        put(&mut cowd, at, &u32::to_le_bytes(value));
+    }
+    put(&mut cowd, 4 * 512, &8u32.to_le_bytes());
+    put(&mut cowd, 8 * 512, &[0; 16384]);
+    // Sector 1 is written with zeros, and they hide the parent.
+    put(&mut cowd, 8 * 512 + 4, &64u32.to_le_bytes());
+    put(&mut cowd, 64 * 512, &[0; 512]);
+    let mut disk = snapshot_of_flat("VMFSSPARSE", 2048, &cowd);
+    let expect = [[0x99; 512], [0; 512], [0x99; 512]].concat();
+    assert_eq!(read(&mut disk, 0, 1536), Ok(expect), "chain-flat-parent+cowd");
+    let mut disk = snapshot_of_flat("SESPARSE", 65536, &sesparse());
+    let grains = [0x99, 0xaa, 0, 0].map(|byte| [byte; 4096]).concat();
+    assert_eq!(read(&mut disk, 0, 16384), Ok(grains), "chain-flat-parent+sesparse");
+    assert_eq!(read(&mut disk, 20480, 512), Ok(vec![0x99; 512]), "an absent grain is the parent's");
 }
 
 /// A seSparse extent of 32 MiB, whose grain 1 holds 0xaa; grains 2 and 3 are unmapped and zeroed.

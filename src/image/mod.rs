@@ -7,6 +7,7 @@ mod container;
 mod content;
 mod decode;
 mod gate;
+mod json_name;
 mod layer;
 mod open;
 mod packed;

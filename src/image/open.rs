@@ -3,6 +3,7 @@
 use super::container::{Found, enter};
 use super::content::Content;
 use super::gate::Gate;
+use super::json_name;
 use super::layer::LayerFiles;
 use crate::error::{Error, Result};
 use backends::cache::Store;
@@ -136,15 +137,15 @@ async fn open_parent(
     let mut first_error = None;
     for name in &parent.names {
         let attempt = async {
+            let json = json_name::read(name);
+            let name = json.as_ref().map_or(name, |json| &json.name);
             let location = options.gate.admit(child, name)?;
-            let opened = open_layer(
-                &location,
-                formats::Options { format: parent.format, ..Default::default() },
-                None,
-                options,
-            )
-            .await
-            .map_err(|error| Error::failed(format!("{child}: cannot open its parent: {error}")))?;
+            // As in qemu, what the image records beside the name is worth more than what the name says.
+            let format = parent.format.or_else(|| json.as_ref()?.format);
+            let opened =
+                open_layer(&location, formats::Options { format, ..Default::default() }, None, options)
+                    .await
+                    .map_err(|error| Error::failed(format!("{child}: cannot open its parent: {error}")))?;
             match parent.check {
                 ParentCheck::Id(expected) if opened.0.content_id != Some(expected) => Err(Error::failed(
                     format!("{child}: {location} is not the parent it was made from: its identifier differs"),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 pub(crate) mod lab;
+pub(crate) mod naming;
 pub(crate) mod nbd;
 
 use std::fs;

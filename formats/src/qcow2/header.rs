@@ -255,7 +255,7 @@ fn read_extensions(fields: &Fields<'_>, header: &mut Header, start: u32, incompa
             text("the qcow2 backing file name", fields.slice(index(name_offset), index(name_bytes.into()))?)?;
         let format =
             found.backing_format.map(|format| text("the qcow2 backing format", format)).transpose()?;
-        header.backing = Some((name, format));
+        header.backing = Some((name, format.filter(|format| !format.is_empty())));
     }
     if incompatible & incompatible::DATA_FILE != 0 {
         let what = "the qcow2 external data file";

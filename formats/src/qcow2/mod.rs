@@ -30,6 +30,10 @@ pub(crate) fn open(view: View<'_>, options: &Options) -> Step<Opened> {
         (header.l1_offset, header.l1_size) = (snapshot.l1_offset, snapshot.l1_size);
         header.size = snapshot.size;
     }
+    if u64::from(header.l1_size).saturating_mul(8) > limits::ROOT_BYTES.into() {
+        let rule = "the L1 table would be more than 32 MiB";
+        return Err(FormatError::Field { what: "qcow2 l1_size", value: header.l1_size.into(), rule }.into());
+    }
     let covers = header.table_covers();
     let entries = header.size.div_ceil(covers);
     if u64::from(header.l1_size) < entries {
@@ -62,7 +66,7 @@ pub(crate) fn open(view: View<'_>, options: &Options) -> Step<Opened> {
 /// What the image says of its backing file.
 fn parent((name, format): &(String, Option<String>)) -> Result<ParentRef> {
     let format = match format.as_deref() {
-        None | Some("") => None,
+        None => None,
         Some("raw" | "file" | "host_device") => Some(Format::Raw),
         Some("qcow") => Some(Format::Qcow),
         Some("qcow2") => Some(Format::Qcow2),
@@ -101,6 +105,12 @@ fn info(header: &Header) -> Info {
     }
     if header.corrupt {
         info.warnings.push("the image is marked corrupt".to_owned());
+    }
+    // A name that is a `json:` object may say it itself.
+    if let Some((name, None)) = &header.backing
+        && !name.starts_with("json:")
+    {
+        info.warnings.push("it does not say of what format its backing file is: that was probed".to_owned());
     }
     info
 }

@@ -113,8 +113,14 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
         let (what, rule) = ("vhd max_table_entries", "the table is too small for the size of the disk");
         return Err(FormatError::Field { what, value: header.entries.into(), rule }.into());
     }
-    let bat =
-        view.table(IMAGE, header.table_offset, entries.saturating_mul(4), "vhd block allocation table")?;
+    let what = "vhd block allocation table";
+    // The table may have room for a larger disk. No more of it is read than this one needs, but all of it has to be there.
+    let (at, len, file_len) =
+        (header.table_offset, u64::from(header.entries).saturating_mul(4), view.len(IMAGE));
+    if at.checked_add(len).is_none_or(|end| end > file_len) {
+        return Err(FormatError::Truncated { what, at, len, file_len }.into());
+    }
+    let bat = view.table(IMAGE, at, entries.saturating_mul(4), what)?;
     let bitmap = header.block.div_ceil(SECTOR.saturating_mul(8)).next_multiple_of(SECTOR);
     let vhd = Vhd {
         size,

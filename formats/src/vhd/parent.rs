@@ -93,7 +93,12 @@ impl Names {
                 rule: "no usable name for it is recorded",
             });
         }
-        Ok(ParentRef { names, format: Some(Format::Vhd), check: ParentCheck::Id(id) })
+        // XenServer's libvhd makes disks over raw ones, and records no identifier of a parent that has none.
+        let (format, check) = match id == [0; 16] {
+            true => (Format::Raw, ParentCheck::None),
+            false => (Format::Vhd, ParentCheck::Id(id)),
+        };
+        Ok(ParentRef { names, format: Some(format), check })
     }
 }
 

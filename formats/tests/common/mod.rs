@@ -4,6 +4,7 @@
 
 pub(crate) mod counting;
 pub(crate) mod images;
+pub(crate) mod vhdx;
 
 use serde_json::Value;
 use std::fs::{self, File};
