@@ -25,6 +25,8 @@ pub struct Error {
     pub kind: Kind,
     /// The sentence, without a trailing stop and without secrets.
     pub message: String,
+    /// The guest offset of the first byte that cannot be read, where the error is of a read and that is known.
+    pub at: Option<u64>,
 }
 
 /// A result of the root crate.
@@ -33,22 +35,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Something failed.
     pub fn failed(message: impl Into<String>) -> Self {
-        Error { kind: Kind::Failed, message: message.into() }
+        Error { kind: Kind::Failed, message: message.into(), at: None }
     }
 
     /// The command line does not make sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Error { kind: Kind::Usage, message: message.into() }
+        Error { kind: Kind::Usage, message: message.into(), at: None }
     }
 
     /// The state differs from what was asked.
     pub fn refused(message: impl Into<String>) -> Self {
-        Error { kind: Kind::Refused, message: message.into() }
+        Error { kind: Kind::Refused, message: message.into(), at: None }
     }
 
     /// No server answers on a control socket.
     pub fn no_server(message: impl Into<String>) -> Self {
-        Error { kind: Kind::NoServer, message: message.into() }
+        Error { kind: Kind::NoServer, message: message.into(), at: None }
     }
 
     /// A local I/O error on `path` while doing `what` ("cannot bind").
@@ -80,7 +82,7 @@ impl From<backends::Error> for Error {
             backends::Kind::Unreachable => Kind::Away,
             _ => Kind::Failed,
         };
-        Error { kind, message: error.message }
+        Error { kind, message: error.message, at: None }
     }
 }
 

@@ -8,7 +8,7 @@ pub use crate::progress::Progress;
 use crate::trace::Recorder;
 use backends::cache::Span;
 use bytes::Bytes;
-use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
+use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Failure, Segment, Segments};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -206,7 +206,7 @@ impl ImageExport {
     }
 
     /// Counts a read that failed, and says so: once, whatever else fails for the same reason.
-    fn report(&self, offset: u64, len: u64, error: &Error) -> Errno {
+    fn report(&self, offset: u64, len: u64, error: &Error) -> Failure {
         self.counts.errors.fetch_add(1, Ordering::Relaxed);
         let before = self.said().replace(error.clone());
         if before.is_some_and(|before| before.message == error.message) {
@@ -214,7 +214,7 @@ impl ImageExport {
         } else {
             tracing::error!(export = self.name, "read of {len} bytes at {offset:#x} failed: {error}");
         }
-        Errno::Io
+        Failure { errno: Errno::Io, at: error.at }
     }
 
     /// A server answered: that it was away has passed.
@@ -237,7 +237,12 @@ impl Export for ImageExport {
         }
     }
 
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<std::result::Result<(), Errno>> {
+    fn try_read(
+        &self,
+        offset: u64,
+        len: u32,
+        out: &mut Segments,
+    ) -> Option<std::result::Result<(), Failure>> {
         self.note(offset, len);
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
         self.counts.bytes.fetch_add(u64::from(len), Ordering::Relaxed);
@@ -249,7 +254,7 @@ impl Export for ImageExport {
         }
     }
 
-    async fn read(&self, offset: u64, len: u32) -> std::result::Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> std::result::Result<Segments, Failure> {
         let _wait = self.begin_wait(offset);
         let began = Instant::now();
         let image = &*self.image;
@@ -270,7 +275,7 @@ impl Export for ImageExport {
         let image = &*self.image;
         let bytes = self.patiently(|| image.reread(offset, u64::from(len))).await;
         self.note_end(&bytes);
-        bytes.map_err(|error| self.report(offset, len.into(), &error))
+        bytes.map_err(|error| self.report(offset, len.into(), &error).errno)
     }
 
     async fn block_status(
@@ -286,7 +291,7 @@ impl Export for ImageExport {
                 Ok(Some(stretch)) => stretch,
                 Ok(None) => break,
                 Err(_) if !extents.is_empty() => break,
-                Err(error) => return Err(self.report(offset, len, &error)),
+                Err(error) => return Err(self.report(offset, len, &error).errno),
             };
             let mut flags = ExtentFlags::empty();
             flags.set(ExtentFlags::ZERO, stretch.zero);

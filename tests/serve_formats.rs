@@ -193,3 +193,31 @@ fn a_restarted_server_fetches_nothing_twice() {
     assert!(first <= size + size / 4 + head, "{first} bytes were fetched of an image of {size}");
     assert!(second <= 1024, "{second} bytes of {size} were fetched again after a restart");
 }
+
+#[test]
+fn damage_is_told_with_its_offset() {
+    if !has("damage_is_told_with_its_offset", &["nbdsh"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let mut image = common::naming::qcow2("", false);
+    // One table. Its second cluster is said to be where no cluster can be.
+    image[0x10000..0x10008].copy_from_slice(&(0x20000_u64 | 1 << 63).to_be_bytes());
+    image[0x20008..0x20010].copy_from_slice(&(0x20200_u64 | 1 << 63).to_be_bytes());
+    fs::write(dir.join("image.qcow2"), image).unwrap();
+    let server = Server::start(&dir, &["--no-cache", text(&dir.join("image.qcow2"))]);
+    let read = "
+import nbd, sys
+handle, found = nbd.NBD(), []
+handle.connect_uri(sys.argv[1])
+assert handle.pread(65536, 0) == bytes(65536)
+try:
+    handle.pread_structured(131072, 4096, lambda data, offset, kind, error: found.append((offset, kind, error.value)))
+except nbd.Error as error:
+    assert error.errno == 'EIO', error
+assert found == [(65536, nbd.READ_ERROR, 5)], found
+";
+    // The system's Python has libnbd. Isolated, it does not see that there is a directory called nbd here.
+    run("/usr/bin/python3", &["-I", "-c", read, &server.uri("")]);
+    server.terminate();
+}

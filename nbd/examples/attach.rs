@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thinorigin_nbd::kernel::{self, Connect, Device};
 use thinorigin_nbd::{
-    Errno, Export, ExportInfo, Extent, ExtentFlags, Link, Segment, Segments, serve_transmission,
+    Errno, Export, ExportInfo, Extent, ExtentFlags, Failure, Link, Segment, Segments, serve_transmission,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +21,11 @@ impl Export for Numbers {
         ExportInfo { size: (64 << 20) + 10, preferred_block: 4096, description: String::new() }
     }
 
-    fn try_read(&self, _offset: u64, _len: u32, _out: &mut Segments) -> Option<Result<(), Errno>> {
+    fn try_read(&self, _offset: u64, _len: u32, _out: &mut Segments) -> Option<Result<(), Failure>> {
         None
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Failure> {
         // Like a server far away.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let bytes: Vec<u8> =

@@ -100,6 +100,21 @@ impl Errno {
     }
 }
 
+/// Why a read failed, and where on the disk, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What is said of it on the wire.
+    pub errno: Errno,
+    /// The first byte that cannot be read. A client with structured replies is told of it.
+    pub at: Option<u64>,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Failure { errno, at: None }
+    }
+}
+
 bitflags::bitflags! {
     /// Flags of `base:allocation`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -142,11 +157,11 @@ pub trait Export: Send + Sync + 'static {
 
     /// Answers a read from what is at hand: no waiting, no task, no allocation beyond `out`. `None` declines, leaves
     /// `out` as it was, and [`read`](Self::read) is called instead.
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>>;
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Failure>>;
 
     /// The bytes `offset..offset + len`: the segments' lengths add up to `len`. May wait for a server. Dropping the
     /// future abandons the read.
-    fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Segments, Errno>> + Send;
+    fn read(&self, offset: u64, len: u32) -> impl Future<Output = Result<Segments, Failure>> + Send;
 
     /// The bytes `offset..offset + len` again, which a [`Segment::File`] told of before and which could not be read from
     /// there: from elsewhere, in memory. An error ends the connection. Without an implementation there is nowhere else.

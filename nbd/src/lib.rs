@@ -19,7 +19,9 @@ pub mod wire;
 
 pub use client::{Client, Fingerprint};
 pub use connection::{Encrypted, Stream};
-pub use export::{Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments};
+pub use export::{
+    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Failure, FileBytes, Segment, Segments,
+};
 pub use link::{Link, serve_transmission, serve_until_quiet};
 pub use padded::Padded;
 pub use server::{Limits, Listener, Server};

@@ -1,6 +1,6 @@
 //! An export with zeros behind its end.
 
-use crate::{Errno, Export, ExportInfo, Extent, ExtentFlags, Segment, Segments};
+use crate::{Errno, Export, ExportInfo, Extent, ExtentFlags, Failure, Segment, Segments};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl<E: Export> Export for Padded<E> {
         ExportInfo { size: self.size.next_multiple_of(SECTOR), ..info }
     }
 
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>> {
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Failure>> {
         let (inside, behind) = self.split(offset, u64::from(len));
         let result = if inside == 0 { Ok(()) } else { self.export.try_read(offset, inside as u32, out)? };
         if behind > 0 && result.is_ok() {
@@ -47,7 +47,7 @@ impl<E: Export> Export for Padded<E> {
         Some(result)
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Failure> {
         let (inside, behind) = self.split(offset, u64::from(len));
         let mut segments =
             if inside == 0 { Segments::new() } else { self.export.read(offset, inside as u32).await? };

@@ -7,8 +7,8 @@ use std::time::Duration;
 use thinorigin_nbd::wire::consts::CommandFlags;
 use thinorigin_nbd::wire::{Command, Cookie, Request};
 use thinorigin_nbd::{
-    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Limits, Link, Listener, Segment, Segments,
-    Server, serve_transmission, serve_until_quiet,
+    Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Failure, Limits, Link, Listener, Segment,
+    Segments, Server, serve_transmission, serve_until_quiet,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -36,21 +36,21 @@ impl Export for Trouble {
         ExportInfo { size: 64 * MIB, preferred_block: 4096, description: String::new() }
     }
 
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>> {
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Failure>> {
         (offset < SLOW).then(|| {
             out.push(Segment::Bytes(Bytes::from(vec![1; len as usize])));
             Ok(())
         })
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Failure> {
         match offset {
             SLOW => {
                 self.waiting.fetch_add(1, Ordering::SeqCst);
                 self.go_on.notified().await;
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
             }
-            FAILS => return Err(Errno::Io),
+            FAILS => return Err(Failure { errno: Errno::Io, at: Some(FAILS + 8) }),
             PANICS => panic!("a bug of the export"),
             SHORT => return Ok(Segments::from_iter([Segment::Zero(len - 1)])),
             _ => {}
@@ -147,6 +147,19 @@ async fn nothing_queues_behind_a_cold_block() {
     assert_eq!(client.reply(512).await, (0, 1, vec![0; 512]));
     client.send(Command::Disconnect, 4, 0, 0).await;
     client.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_largest_read_is_answered() {
+    let mut client = Client::new(&Arc::default(), &CancellationToken::new());
+    for (cookie, offset, byte) in [(1, 0, 1), (2, 32 * MIB, 0)] {
+        client.send(Command::Read, cookie, offset, 32 * MIB).await;
+        let (error, of, data) = client.reply(32 << 20).await;
+        assert_eq!((error, of), (0, cookie));
+        assert!(data.iter().all(|found| *found == byte));
+    }
+    client.send(Command::Read, 3, 0, 32 * MIB + 1).await;
+    assert_eq!(client.reply(0).await, (22, 3, vec![]));
 }
 
 #[tokio::test]

@@ -56,7 +56,8 @@ impl Sockets {
     /// Takes what systemd passed, and binds what the arguments name.
     pub(super) async fn bind(args: &Serve) -> Result<Self> {
         let mut sockets = Sockets::default();
-        sockets.inherit()?;
+        let insecure = args.insecure_tcp || args.tls_certificates.is_some();
+        sockets.inherit(insecure)?;
         if let Some(address) = &args.admin {
             let path = admin_path(address)?;
             sockets.admin = Some((bind_unix(&path).await?, path.clone()));
@@ -67,7 +68,7 @@ impl Sockets {
             sockets.add_unix(path, args.unix_mode, owner).await?;
         }
         for address in &args.tcp {
-            let listener = bind_tcp(address, args.insecure_tcp || args.tls_certificates.is_some()).await?;
+            let listener = bind_tcp(address, insecure).await?;
             let local = listener.local_addr().map_or_else(|_| address.clone(), |local| local.to_string());
             sockets.nbd.push((Listener::Tcp(listener), format!("tcp {local}")));
         }
@@ -93,8 +94,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Takes over sockets passed by systemd (`LISTEN_FDS`).
-    fn inherit(&mut self) -> Result<()> {
+    /// Takes over sockets passed by systemd (`LISTEN_FDS`). Only if `insecure` may others on the network reach one.
+    fn inherit(&mut self, insecure: bool) -> Result<()> {
         let mut passed = listenfd::ListenFd::from_env();
         for index in 0..passed.len() {
             let name = format!("passed socket {index}");
@@ -108,7 +109,14 @@ impl Sockets {
                 Err(error) => return Err(fail(error)),
             }
         }
-        Ok(())
+        let mut addresses = self.nbd.iter().filter_map(|(listener, _)| match listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(_) => None,
+        });
+        match addresses.find(|address| !insecure && !address.ip().is_loopback()) {
+            Some(address) => Err(exposed(&format!("the passed socket {address}"))),
+            None => Ok(()),
+        }
     }
 
     fn add_passed(&mut self, socket: OwnedFd, name: &str) -> std::io::Result<()> {
@@ -169,9 +177,14 @@ async fn bind_tcp(address: &str, insecure: bool) -> Result<TcpListener> {
         .map_err(|error| Error::usage(format!("{address:?} is not ADDR:PORT: {error}")))?
         .collect();
     if !insecure && resolved.iter().any(|address| !address.ip().is_loopback()) {
-        return Err(Error::usage(format!(
-            "{address}: anybody on the network could read what is served there; --tls-certificates encrypts it, --insecure-tcp allows it"
-        )));
+        return Err(exposed(address));
     }
     TcpListener::bind(resolved.as_slice()).await.map_err(|error| Error::io("cannot listen", address, &error))
+}
+
+/// Nothing is encrypted, and others can reach it.
+fn exposed(address: &str) -> Error {
+    Error::usage(format!(
+        "{address}: anybody on the network could read what is served there; --tls-certificates encrypts it, --insecure-tcp allows it"
+    ))
 }

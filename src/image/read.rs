@@ -227,7 +227,11 @@ impl Image {
     }
 
     pub(super) fn parse_error(&self, error: formats::FormatError) -> Error {
-        Error::failed(format!("{}: {error}", self.location()))
+        let at = match error {
+            formats::FormatError::Damaged { at, .. } => Some(at),
+            _ => None,
+        };
+        Error { at, ..Error::failed(format!("{}: {error}", self.location())) }
     }
 }
 

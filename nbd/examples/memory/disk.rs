@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use thinorigin_nbd::{
-    Client, Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, FileBytes, Segment, Segments,
+    Client, Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Failure, FileBytes, Segment, Segments,
 };
 
 const BLOCK: u64 = 64 << 10;
@@ -56,7 +56,7 @@ impl Export for Disk {
         ExportInfo { size: self.size, preferred_block: BLOCK as u32, description: "a disk in memory".into() }
     }
 
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>> {
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Failure>> {
         for (block, offset, len) in self.pieces(offset, u64::from(len)) {
             let within = (offset % BLOCK) as usize;
             match (block, &self.file, out.last_mut()) {
@@ -74,9 +74,9 @@ impl Export for Disk {
         Some(Ok(()))
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Failure> {
         let mut out = Segments::new();
-        self.try_read(offset, len, &mut out).unwrap_or(Err(Errno::Io))?;
+        self.try_read(offset, len, &mut out).unwrap_or(Err(Errno::Io.into()))?;
         Ok(out)
     }
 

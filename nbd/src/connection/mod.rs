@@ -19,7 +19,7 @@ pub use transport::Stream;
 use crate::session::{Event, Session};
 use crate::wire::consts::{CommandFlags, MAX_PAYLOAD};
 use crate::wire::{Command, Request, encode_done, encode_error, encode_read, encode_status};
-use crate::{Errno, Export, Extent, Limits, Segment, Segments};
+use crate::{Errno, Export, Extent, Failure, Limits, Segment, Segments};
 use bytes::{Bytes, BytesMut};
 use linger::Pace;
 use outbox::Outbox;
@@ -67,7 +67,7 @@ impl Shared {
 
 /// What a task of its own found out.
 enum Outcome {
-    Read(Result<Segments, Errno>),
+    Read(Result<Segments, Failure>),
     Status(Result<Vec<Extent>, Errno>),
     Cached,
 }
@@ -390,7 +390,7 @@ impl<E: Export> Connection<E> {
         let mut segments = std::mem::take(&mut self.scratch);
         match self.export.try_read(request.offset, len, &mut segments) {
             Some(Ok(())) => self.answer_read(&request, &segments),
-            Some(Err(errno)) => self.answer_error(&request, errno),
+            Some(Err(failure)) => self.answer_error(&request, failure),
             None => {
                 self.in_flight += request.length;
                 let export = Arc::clone(&self.export);
@@ -416,7 +416,7 @@ impl<E: Export> Connection<E> {
                 self.in_flight -= request.length;
                 match segments {
                     Ok(segments) => self.answer_read(&request, &segments),
-                    Err(errno) => self.answer_error(&request, errno),
+                    Err(failure) => self.answer_error(&request, failure),
                 }
             }
             Outcome::Cached => encode_done(headers, &request, &mut self.outbox),
@@ -453,7 +453,8 @@ impl<E: Export> Connection<E> {
         self.tasks.spawn(async move {
             // Validation bounds the length far below 4 GiB.
             let bytes = export.reread(request.offset, request.length as u32).await;
-            let segments = bytes.map(|bytes| Segments::from_iter([Segment::Bytes(bytes)]));
+            let segments =
+                bytes.map(|bytes| Segments::from_iter([Segment::Bytes(bytes)])).map_err(Failure::from);
             Done { request, outcome: Outcome::Read(segments), permit: None }
         });
     }
@@ -472,7 +473,7 @@ impl<E: Export> Connection<E> {
         }
     }
 
-    fn answer_error(&mut self, request: &Request, errno: Errno) {
-        encode_error(self.session.terms().headers, request, errno, &mut self.outbox);
+    fn answer_error(&mut self, request: &Request, failure: impl Into<Failure>) {
+        encode_error(self.session.terms().headers, request, failure, &mut self.outbox);
     }
 }

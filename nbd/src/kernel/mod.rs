@@ -122,6 +122,9 @@ pub fn connect(connect: &Connect, sockets: &[impl AsFd]) -> Result<Device, Error
         .u64(ATTR_SIZE_BYTES, size)
         .u64(ATTR_BLOCK_SIZE_BYTES, u64::from(SECTOR))
         .u64(ATTR_SERVER_FLAGS, u64::from(flags.bits()));
+    if let Some(index) = connect.index {
+        Device::open(index).left_by_nobody()?;
+    }
     let answer = call(Command::Connect, &attributes).map_err(|error| match connect.index {
         Some(index) => error.of(index),
         None => error,
@@ -225,11 +228,14 @@ impl Device {
     /// Gives the device new sockets for its dead ones, if any; requests that waited go on. Everything but `index`, `size`
     /// and the queue's settings is taken from `connect`; its backend must be the device's.
     ///
+    /// A timer of the kernel's that stays shorter than `connect` asks for is an error, though the sockets are in use then.
+    ///
     /// The kernel replaces dead sockets only, and says nothing when there are fewer of them than `sockets`: a socket too
     /// many is closed, which ends its server. So the old ends must have been closed before.
     pub fn reconnect(&self, connect: &Connect, sockets: &[impl AsFd]) -> Result<(), Error> {
         let attributes = connect.attributes(Some(self.index), sockets);
-        call(Command::Reconfigure, &attributes).map(drop).map_err(|error| error.of(self.index))
+        call(Command::Reconfigure, &attributes).map_err(|error| error.of(self.index))?;
+        self.check_timer(connect.request_timeout)
     }
 
     /// Disconnects the device whether it is in use or not: whoever uses it gets errors. The number is free again when
@@ -268,9 +274,40 @@ impl Device {
         self.wait_for("the kernel does not let go of it", || !self.connected() && self.inflight() == 0)
     }
 
+    /// An error if something of the device's previous life is there still: what stands on it would see another disk.
+    fn left_by_nobody(&self) -> Result<(), Error> {
+        if let Some(holder) = self.holders().first() {
+            return Err(Error::new(ErrorKind::Busy, format!("/dev/nbd{} is in use by {holder}", self.index)));
+        }
+        let inflight = self.inflight();
+        if inflight > 0 && !self.connected() {
+            let context = format!("/dev/nbd{} has {inflight} requests of another time under way", self.index);
+            return Err(Error::new(ErrorKind::Busy, context));
+        }
+        Ok(())
+    }
+
+    /// An error if the kernel's timer is shorter than what was asked for: it would give sockets up that are in order.
+    fn check_timer(&self, asked: Duration) -> Result<(), Error> {
+        match self.request_timeout() {
+            Some(timer) if timer < asked => {
+                let context = format!(
+                    "/dev/nbd{}: the kernel waits {} s for a reply, and {} s were asked for",
+                    self.index,
+                    timer.as_secs(),
+                    asked.as_secs()
+                );
+                Err(Error::new(ErrorKind::Other, context))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until the device can be used, and sets its queue up.
     fn set_up(&self, connect: &Connect, size: u64) -> Result<(), Error> {
         self.wait_for("the kernel does not show it", || self.size() == size && self.path.exists())?;
+        self.left_by_nobody()?;
+        self.check_timer(connect.request_timeout)?;
         self.sysfs.set_queue("max_sectors_kb", connect.max_sectors_kb)?;
         self.sysfs.set_queue("read_ahead_kb", connect.read_ahead_kb)
     }
@@ -287,3 +324,6 @@ impl Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

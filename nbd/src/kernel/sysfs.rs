@@ -15,6 +15,11 @@ impl Sysfs {
         Self(PathBuf::from(format!("/sys/block/nbd{index}")))
     }
 
+    #[cfg(test)]
+    pub(super) fn at(directory: PathBuf) -> Self {
+        Self(directory)
+    }
+
     /// The numbers of all devices there are, connected or not, in order.
     pub(super) fn indices() -> Result<Vec<u32>, Error> {
         indices_in(Path::new("/sys/block")).map_err(|error| Error::system("cannot read /sys/block", &error))

@@ -8,13 +8,13 @@ impl Export for Ones {
         ExportInfo { size: 700, preferred_block: 512, description: String::new() }
     }
 
-    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Errno>> {
+    fn try_read(&self, offset: u64, len: u32, out: &mut Segments) -> Option<Result<(), Failure>> {
         assert!(len > 0 && offset + u64::from(len) <= 700);
         out.push(Segment::Bytes(vec![1; len as usize].into()));
         Some(Ok(()))
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Errno> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Segments, Failure> {
         let mut out = Segments::new();
         self.try_read(offset, len, &mut out).unwrap()?;
         Ok(out)

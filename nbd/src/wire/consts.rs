@@ -89,6 +89,8 @@ pub const REPLY_TYPE_BLOCK_STATUS: u16 = 5;
 pub const REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
 /// An error.
 pub const REPLY_TYPE_ERROR: u16 = 0x8001;
+/// An error, and where it is.
+pub const REPLY_TYPE_ERROR_OFFSET: u16 = 0x8002;
 
 /// Longest string: export names, descriptions, context names.
 pub const MAX_STRING: usize = 4096;

@@ -15,10 +15,10 @@
 use super::Request;
 use super::consts::{
     CommandFlags, Contexts, EXTENDED_REPLY_MAGIC, Headers, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS,
-    REPLY_TYPE_BLOCK_STATUS_EXT, REPLY_TYPE_ERROR, REPLY_TYPE_NONE, REPLY_TYPE_OFFSET_DATA,
-    REPLY_TYPE_OFFSET_HOLE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    REPLY_TYPE_BLOCK_STATUS_EXT, REPLY_TYPE_ERROR, REPLY_TYPE_ERROR_OFFSET, REPLY_TYPE_NONE,
+    REPLY_TYPE_OFFSET_DATA, REPLY_TYPE_OFFSET_HOLE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
-use crate::{Errno, Extent, Segment};
+use crate::{Errno, Extent, Failure, Segment};
 
 /// Where replies go.
 pub trait Sink {
@@ -38,20 +38,26 @@ pub fn encode_done(headers: Headers, request: &Request, sink: &mut impl Sink) {
     }
 }
 
-/// Answers a request with an error.
-pub fn encode_error(headers: Headers, request: &Request, errno: Errno, sink: &mut impl Sink) {
-    match headers {
-        Headers::Simple => simple(request, errno.number(), sink),
-        Headers::Structured | Headers::Extended => {
-            let text = errno.text().as_bytes();
-            let len = u16::try_from(text.len()).unwrap_or_default();
-            let payload = u64::from(len).saturating_add(6);
-            chunk(headers, request, REPLY_FLAG_DONE, REPLY_TYPE_ERROR, payload, sink);
-            sink.bytes(&errno.number().to_be_bytes());
-            sink.bytes(&len.to_be_bytes());
-            sink.bytes(text);
-        }
+/// Answers a request with an error. Where it is, is told if that is inside the request.
+pub fn encode_error(headers: Headers, request: &Request, failure: impl Into<Failure>, sink: &mut impl Sink) {
+    let Failure { errno, at } = failure.into();
+    if headers == Headers::Simple {
+        return simple(request, errno.number(), sink);
     }
+    let inside = |at: &u64| at.checked_sub(request.offset).is_some_and(|skip| skip < request.length);
+    let (kind, place) = match at.filter(inside) {
+        Some(at) => (REPLY_TYPE_ERROR_OFFSET, &at.to_be_bytes()[..]),
+        None => (REPLY_TYPE_ERROR, &[][..]),
+    };
+    let text = errno.text().as_bytes();
+    let len = u16::try_from(text.len()).unwrap_or_default();
+    let place_len = u64::try_from(place.len()).unwrap_or_default();
+    let payload = u64::from(len).saturating_add(6).saturating_add(place_len);
+    chunk(headers, request, REPLY_FLAG_DONE, kind, payload, sink);
+    sink.bytes(&errno.number().to_be_bytes());
+    sink.bytes(&len.to_be_bytes());
+    sink.bytes(text);
+    sink.bytes(place);
 }
 
 /// Answers a READ. The segments' lengths add up to the request's. Adjacent data become one chunk and adjacent zeros one

@@ -1,6 +1,6 @@
 use super::consts::{CommandFlags, Contexts, EXTENDED_REQUEST_LEN, Headers, REQUEST_LEN};
 use super::*;
-use crate::{Errno, Extent, ExtentFlags, Segment};
+use crate::{Errno, Extent, ExtentFlags, Failure, Segment};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -89,6 +89,28 @@ fn structured_errors_say_what_is_wrong() {
     check(
         |sink| encode_error(Headers::Structured, &read, Errno::Inval, sink),
         "668e33ef 0001 8001 0102030405060708 00000015 00000016 000f 696e76616c69642072657175657374",
+    );
+    // Where the error is, if that is in the request.
+    let text = "00000016 000f 696e76616c69642072657175657374";
+    for (at, expected) in [
+        (15, "8001 0102030405060708 00000015"),
+        (16, "8002 0102030405060708 0000001d"),
+        (21, "8002 0102030405060708 0000001d"),
+        (22, "8001 0102030405060708 00000015"),
+    ] {
+        let place = if expected.starts_with("8002") { format!("{at:016x}") } else { String::new() };
+        let failure = Failure { errno: Errno::Inval, at: Some(at) };
+        check(
+            |sink| encode_error(Headers::Structured, &read, failure, sink),
+            &format!("668e33ef 0001 {expected} {text} {place}"),
+        );
+    }
+    let failure = Failure { errno: Errno::Inval, at: Some(16) };
+    check(
+        |sink| encode_error(Headers::Extended, &read, failure, sink),
+        &format!(
+            "6e8a278c 0001 8002 0102030405060708 0000000000000010 000000000000001d {text} 0000000000000010"
+        ),
     );
 }
 

@@ -43,6 +43,9 @@ pub(crate) const CHECKS: &[Named] = &[
     ("H34 an idle negotiation is ended", h34),
     ("H35 a slow negotiation is ended", h35),
     ("H36 400 connections at once", h36),
+    ("H37 transmission flags are of what was negotiated", h37),
+    ("H38 SET_META of a namespace selects nothing", h38),
+    ("H39 SET_META gives each context an id", h39),
 ];
 
 /// The target still serves a new client.
@@ -52,6 +55,7 @@ fn serves(target: &Target) -> Check {
 
 fn h01(target: &Target) -> Check {
     let mut raw = Raw::greeted(&target.socket)?;
+    ensure!(raw.flags == 3, "handshake flags {:#x}", raw.flags);
     raw.send(&3_u32.to_be_bytes())?;
     raw.in_sync()
 }
@@ -413,4 +417,53 @@ fn h36(target: &Target) -> Check {
     }
     drop(flood);
     serves(target)
+}
+
+/// Of a read-only export. `NBD_FLAG_SEND_DF` needs structured replies, `NBD_FLAG_BLOCK_STAT_PAYLOAD` extended headers.
+fn h37(target: &Target) -> Check {
+    const HAS_FLAGS_AND_READ_ONLY: u16 = 3;
+    const SEND_DF: u16 = 1 << 7;
+    /// Trim, write zeroes, resize, fast zero.
+    const WRITES: u16 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
+    const BLOCK_STAT_PAYLOAD: u16 = 1 << 12;
+    let check = |flags: u16, mode: Mode| -> Check {
+        ensure!(flags & 3 == HAS_FLAGS_AND_READ_ONLY && flags & WRITES == 0, "{mode:?}: flags {flags:#x}");
+        ensure!((flags & SEND_DF != 0) == (mode != Mode::Simple), "{mode:?}: DF in {flags:#x}");
+        let payload = flags & BLOCK_STAT_PAYLOAD != 0;
+        ensure!(!payload || mode == Mode::Extended, "{mode:?}: a payload of BLOCK_STATUS in {flags:#x}");
+        Ok(())
+    };
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        if mode == Mode::Extended && !target.extended {
+            continue;
+        }
+        let mut raw = Raw::with(&target.socket, mode)?;
+        let told = raw.option(INFO, &info("", &[]))?;
+        let export = told.iter().find(|(_, data)| data.starts_with(&[0, 0])).ok_or("no NBD_INFO_EXPORT")?;
+        check(u16::from_be_bytes(export.1[10..12].try_into()?), mode)?;
+    }
+    let mut raw = Raw::connect(&target.socket)?;
+    raw.put_option(EXPORT_NAME, &[])?;
+    check(u16::from_be_bytes(raw.receive(10)?[8..].try_into()?), Mode::Simple)
+}
+
+fn h38(target: &Target) -> Check {
+    let mut raw = structured(target)?;
+    for queries in [&["base:"][..], &["x-none:thing"], &["base:alloc"], &["base:", "x-none:"]] {
+        let replies = raw.option(SET_META, &meta("", queries))?;
+        ensure!(replies.iter().map(|(kind, _)| *kind).eq([ACK]), "{queries:?}: {replies:?}");
+    }
+    ensure!(!selected(target, &[&meta("", &["base:"])])?, "BLOCK_STATUS without a context");
+    Ok(())
+}
+
+fn h39(target: &Target) -> Check {
+    let mut raw = structured(target)?;
+    let replies = raw.option(SET_META, &meta("", target.contexts))?;
+    let chosen: Vec<_> = replies.iter().filter(|(kind, _)| *kind == META).map(|(_, data)| data).collect();
+    let ids: HashSet<_> = chosen.iter().map(|data| &data[..4]).collect();
+    let names: HashSet<_> = chosen.iter().map(|data| &data[4..]).collect();
+    let wanted: HashSet<_> = target.contexts.iter().map(|name| name.as_bytes()).collect();
+    ensure!(ids.len() == wanted.len() && names == wanted, "{replies:?}");
+    raw.in_sync()
 }

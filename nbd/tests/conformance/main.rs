@@ -4,6 +4,7 @@
 //! reason stands beside the check's number.
 
 mod handshake;
+mod hole;
 mod raw;
 mod transmission;
 
@@ -11,7 +12,8 @@ mod transmission;
 mod disk;
 
 use disk::{Disk, One};
-use raw::Named;
+use hole::Hole;
+use raw::{BLOCK_STATUS, CACHE, EINVAL, Mode, Named, READ, Raw};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -95,6 +97,47 @@ fn this_server() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// Lengths that take 64 bits, on a disk that has them.
+#[test]
+fn a_disk_of_a_tebibyte() {
+    const SIZE: u64 = 1 << 40;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stop = CancellationToken::new();
+    let server = Server::new(Arc::new(Hole(SIZE)), Limits::default());
+    let listener = {
+        let _context = runtime.enter();
+        tokio::net::UnixListener::bind(&socket).unwrap()
+    };
+    let serving = {
+        let stop = stop.clone();
+        std::thread::spawn(move || runtime.block_on(server.serve(listener.into(), stop)))
+    };
+    let check = || -> raw::Check {
+        let hole = [&SIZE.to_be_bytes()[..], &3_u64.to_be_bytes()].concat();
+        let mut raw = Raw::transmit(&socket, Mode::Extended, &["base:allocation"])?;
+        let reply = raw.request(BLOCK_STATUS, 0, 0, SIZE)?;
+        let [(6, payload)] = &reply.chunks[..] else { return Err(format!("{reply:?}").into()) };
+        assert_eq!(payload[8..], hole, "one extent of all");
+        assert_eq!(raw.request(CACHE, 0, 0, SIZE)?.error, 0);
+        assert_eq!(raw.read(SIZE - 5, 5)?, [0; 5]);
+        let cookie = raw.put_request(READ, 0, 0, SIZE)?;
+        let reply = raw.reply(|_| 0, |_| 0)?;
+        assert_eq!((reply.cookie, reply.error), (cookie, EINVAL));
+        raw.refused(BLOCK_STATUS, 0, 1, SIZE, &[EINVAL])?;
+        // With 32 bits it takes more requests.
+        let mut raw = Raw::transmit(&socket, Mode::Structured, &["base:allocation"])?;
+        let reply = raw.request(BLOCK_STATUS, 0, SIZE - u64::from(u32::MAX), u32::MAX.into())?;
+        let [(5, payload)] = &reply.chunks[..] else { return Err(format!("{reply:?}").into()) };
+        assert_eq!(payload[4..], [&u32::MAX.to_be_bytes()[..], &3_u32.to_be_bytes()].concat());
+        Ok(())
+    };
+    check().unwrap();
+    stop.cancel();
+    serving.join().unwrap().unwrap();
+}
+
 /// A foreign server, ended when dropped.
 struct Foreign(Child);
 
@@ -163,7 +206,7 @@ fn nbdkit() {
 }
 
 /// What needs extended headers.
-const EXTENDED: &[&str] = &["H26", "T26", "T27"];
+const EXTENDED: &[&str] = &["H26", "T26", "T27", "T28", "T29"];
 
 /// qemu-nbd has them from version 8.2 on.
 fn qemu_has_extended_headers() -> bool {
@@ -201,4 +244,6 @@ const NBDKIT: &[(&str, &str)] = &[
     ("T10", "FUA is invalid where it is not announced"),
     ("T26", "no extended headers"),
     ("T27", "no extended headers"),
+    ("T28", "no extended headers"),
+    ("T29", "no extended headers"),
 ];

@@ -81,6 +81,8 @@ pub(crate) struct Reply {
 
 pub(crate) struct Raw {
     socket: UnixStream,
+    /// What the server said of itself in the greeting.
+    pub(crate) flags: u16,
     pub(crate) mode: Mode,
     next: u64,
 }
@@ -91,9 +93,10 @@ impl Raw {
         let socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
-        let mut raw = Self { socket, mode: Mode::Simple, next: 1 };
-        let greeting = raw.receive(18)?;
-        ensure!(greeting[..16] == *b"NBDMAGICIHAVEOPT", "greeting {greeting:?}");
+        let mut raw = Self { socket, flags: 0, mode: Mode::Simple, next: 1 };
+        let greeting = raw.receive(16)?;
+        ensure!(greeting == *b"NBDMAGICIHAVEOPT", "greeting {greeting:?}");
+        raw.flags = u16::from_be_bytes(raw.number()?);
         Ok(raw)
     }
 
@@ -104,8 +107,8 @@ impl Raw {
         Ok(raw)
     }
 
-    /// In transmission with `mode` and the given contexts of the default export.
-    pub(crate) fn transmit(path: &Path, mode: Mode, contexts: &[&str]) -> Answer<Self> {
+    /// In the middle of the negotiation, which has come to `mode`.
+    pub(crate) fn with(path: &Path, mode: Mode) -> Answer<Self> {
         let mut raw = Self::connect(path)?;
         match mode {
             Mode::Simple => {}
@@ -113,6 +116,12 @@ impl Raw {
             Mode::Extended => raw.expect(EXTENDED, &[], ACK)?,
         }
         raw.mode = mode;
+        Ok(raw)
+    }
+
+    /// In transmission with `mode` and the given contexts of the default export.
+    pub(crate) fn transmit(path: &Path, mode: Mode, contexts: &[&str]) -> Answer<Self> {
+        let mut raw = Self::with(path, mode)?;
         if !contexts.is_empty() {
             let replies = raw.option(SET_META, &meta("", contexts))?;
             ensure!(replies.len() == contexts.len() + 1, "contexts: {replies:?}");
@@ -269,8 +278,19 @@ impl Raw {
                     reply.data[at as usize..end].copy_from_slice(&bytes);
                 }
                 0x8000.. => {
-                    let message = u16::from_be_bytes(payload[4..6].try_into()?);
-                    ensure!(payload.len() >= usize::from(message) + 6, "an error chunk of {len} bytes");
+                    let message = usize::from(u16::from_be_bytes(payload[4..6].try_into()?));
+                    let whole = match kind {
+                        0x8001 => payload.len() == message + 6,
+                        0x8002 => payload.len() == message + 14,
+                        _ => payload.len() >= message + 6,
+                    };
+                    ensure!(whole, "an error chunk of {len} bytes with {message} of text");
+                    ensure!(std::str::from_utf8(&payload[6..6 + message]).is_ok(), "a text that is no UTF-8");
+                    if kind == 0x8002 && length(cookie) > 0 {
+                        let at = u64::from_be_bytes(payload[6 + message..].try_into()?);
+                        let inside = (offset(cookie)..offset(cookie) + length(cookie) as u64).contains(&at);
+                        ensure!(inside, "an error at {at:#x}, outside the request");
+                    }
                     reply.error = u32::from_be_bytes(payload[..4].try_into()?);
                     ensure!(reply.error != 0, "an error chunk without an error");
                 }

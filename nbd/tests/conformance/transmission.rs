@@ -31,6 +31,8 @@ pub(crate) const CHECKS: &[Named] = &[
     ("T24 8 connections at once", t24),
     ("T26 PAYLOAD_LEN with extended headers", t26),
     ("T27 64-bit lengths", t27),
+    ("T28 a payload of BLOCK_STATUS that makes no sense", t28),
+    ("T29 a WRITE of nothing is not permitted", t29),
     ("T25 a client that does not read is bounded", t25),
 ];
 
@@ -158,7 +160,10 @@ fn t10(target: &Target) -> Check {
     in_modes(target, |raw| {
         let reply = raw.request(READ, FUA, 0, 512)?;
         ensure!(reply.error == 0 && reply.data == target.image[..512], "error {}", reply.error);
-        Ok(())
+        // Once announced, it may be set for every command.
+        ensure!(raw.request(FLUSH, FUA, 0, 0)?.error == 0, "FLUSH with FUA");
+        ensure!(raw.request(CACHE, FUA, 0, 512)?.error == 0, "CACHE with FUA");
+        raw.alive()
     })
 }
 
@@ -180,6 +185,8 @@ fn extents(raw: &mut Raw, flags: u16, offset: u64, length: u64) -> Answer<Vec<(u
     let reply = raw.request(BLOCK_STATUS, flags, offset, length)?;
     ensure!(reply.error == 0, "BLOCK_STATUS {length} at {offset:#x}: error {}", reply.error);
     let (kind, payload) = reply.chunks.first().ok_or("no chunk")?;
+    ensure!(*kind == if raw.mode == Mode::Extended { 6 } else { 5 }, "chunk type {kind}");
+    let count = if *kind == 6 { u32::from_be_bytes(payload[4..8].try_into()?) as usize } else { 0 };
     let extents: Vec<(u64, u64)> = match kind {
         5 => payload[4..]
             .chunks(8)
@@ -201,6 +208,7 @@ fn extents(raw: &mut Raw, flags: u16, offset: u64, length: u64) -> Answer<Vec<(u
         other => return Err(format!("chunk type {other}").into()),
     };
     ensure!(!extents.is_empty() && extents.iter().all(|(len, _)| *len > 0), "{extents:?}");
+    ensure!(*kind == 5 || count == extents.len(), "{count} extents, it says, and they are {extents:?}");
     let (last, before) = extents.split_last().ok_or("no extent")?;
     let sum: u64 = before.iter().map(|(len, _)| len).sum();
     ensure!(sum < length, "extents beyond the request: {extents:?}");
@@ -244,6 +252,7 @@ fn t13(target: &Target) -> Check {
         ensure!(one.len() == 1 && one[0].0 <= 512, "REQ_ONE: {one:?} for 512 bytes");
         raw.refused(BLOCK_STATUS, 0, size, 512, &[EINVAL])?;
         raw.refused(BLOCK_STATUS, 0, 0, size + 1, &[EINVAL])?;
+        raw.refused(BLOCK_STATUS, 0, 0, 0, &[EINVAL])?;
         raw.refused(BLOCK_STATUS, DF, 0, 512, &[EINVAL])
     })
 }
@@ -392,6 +401,25 @@ fn t26(target: &Target) -> Check {
     raw.send(&[0x21; 512])?;
     let reply = raw.reply(|_| 0, |_| 0)?;
     ensure!(reply.cookie == cookie && reply.error == EINVAL, "{reply:?}");
+    raw.alive()
+}
+
+/// With a payload, BLOCK_STATUS asks for some of the contexts. Where that is not announced it is invalid; and where it is,
+/// zeros make no sense.
+fn t28(target: &Target) -> Check {
+    let mut raw = Raw::transmit(&target.socket, Mode::Extended, &["base:allocation"])?;
+    let cookie = raw.put_request(BLOCK_STATUS, PAYLOAD_LEN, 0, 64)?;
+    raw.send(&[0; 64])?;
+    let reply = raw.reply(|_| 0, |_| 0)?;
+    ensure!(reply.cookie == cookie && reply.error == EINVAL, "{reply:?}");
+    raw.alive()
+}
+
+fn t29(target: &Target) -> Check {
+    let mut raw = Raw::transmit(&target.socket, Mode::Extended, &[])?;
+    let cookie = raw.put_request(WRITE, PAYLOAD_LEN, 0, 0)?;
+    let reply = raw.reply(|_| 0, |_| 0)?;
+    ensure!(reply.cookie == cookie && reply.error != 0, "{reply:?}");
     raw.alive()
 }
 
