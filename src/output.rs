@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use unicode_width::UnicodeWidthStr;
 
 /// Turns the outcome of a command into an exit code; an error becomes one sentence on stderr.
 pub(crate) fn exit(program: &str, outcome: Result<()>) -> ExitCode {
@@ -58,14 +59,37 @@ pub(crate) fn write_stdout(mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A table for people: a header and rows.
+/// A table for people: a header and rows, one line each, whatever is in them. Ten thousand rows take milliseconds.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row);
+    let header = header.iter().map(|&cell| cell.to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows.into_iter().map(one_line)).collect();
+    let mut widths: Vec<usize> = Vec::new();
+    for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.width());
+        }
     }
-    line(&table.trim_fmt())
+    let mut text = String::new();
+    for row in &rows {
+        let start = text.len();
+        for (width, cell) in widths.iter().zip(row) {
+            text.push(' ');
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width - cell.width() + 1));
+        }
+        text.truncate(start + text[start..].trim_end().len());
+        text.push('\n');
+    }
+    write_stdout(text.as_bytes())
+}
+
+/// The cells without what would move the cursor of a terminal: names are anybody's.
+fn one_line(mut row: Vec<String>) -> Vec<String> {
+    for cell in row.iter_mut().filter(|cell| cell.contains(char::is_control)) {
+        *cell = cell.replace(char::is_control, "\u{fffd}");
+    }
+    row
 }
 
 /// A progress bar over `total` bytes, shown on a terminal only.
@@ -85,6 +109,26 @@ pub(crate) fn progress(total: u64, what: &str) -> indicatif::ProgressBar {
 pub(crate) fn manual(command: clap::Command, dir: &Path) -> Result<()> {
     clap_mangen::generate_to(command, dir)
         .map_err(|error| Error::io("cannot write manual pages", dir.display(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_widest_in_them_and_a_row_is_a_line() {
+        let rows = [["a", "1"], ["größer", "22"], ["表", ""], ["two\nlines\u{1b}[2J", "3"]];
+        let rows = rows.map(|row| row.map(String::from).to_vec());
+        let (outcome, said) = listened::to(|| table(&["name", "number"], rows));
+        outcome.unwrap();
+        let lines: Vec<_> = said.stdout.lines().collect();
+        assert_eq!(lines[0], " name           number");
+        assert_eq!(lines[1], " a              1");
+        assert_eq!(lines[2], " größer         22");
+        assert_eq!(lines[3], " 表");
+        assert_eq!(lines[4], " two\u{fffd}lines\u{fffd}[2J  3");
+        assert_eq!(lines.len(), 5);
+    }
 }
 
 /// What a command says, for tests that run it in their own process.
