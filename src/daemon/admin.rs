@@ -61,6 +61,7 @@ async fn list(
     State(control): State<Control>,
     Query(Listing { progress }): Query<Listing>,
 ) -> Json<Vec<Attached>> {
+    control.attachments.settled().await;
     Json(match progress {
         true => control.attachments.list_with_progress().await,
         false => control.attachments.list(),

@@ -34,6 +34,9 @@ const MOST_PATIENCE: u64 = 3600;
 /// How long the kernel keeps requests waiting for a new server after the last one died.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long a list of the devices waits for a change of them.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// For how long a socket that is to be closed is served, if something is under way on it all the time.
 const QUIET: Duration = Duration::from_secs(5);
 /// What the kernel shows as the backend of our devices, followed by the key.
@@ -157,6 +160,12 @@ impl Attachments {
         list.extend(self.stranded().values().map(Stranded::describe));
         list.sort_by_key(|attached| attached.index);
         list
+    }
+
+    /// Waits for the change of devices that is under way, if one is and it does not take long. A device that the kernel is
+    /// about to have is in no list: who asked for it may be gone, and who looks after what he left must not miss it.
+    pub(crate) async fn settled(&self) {
+        let _ = tokio::time::timeout(SETTLE, self.changing.lock()).await;
     }
 
     /// What is served to the kernel, by device.
@@ -459,6 +468,23 @@ pub(super) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_list_waits_for_a_change_that_is_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let wishes = Wishes::default();
+        let attachments =
+            Attachments::open(directory.path().into(), OpenOptions::default(), wishes, None).unwrap();
+        let changing = attachments.changing.lock().await;
+        let mut settled = Box::pin(attachments.settled());
+        tokio::select! {
+            biased;
+            () = &mut settled => panic!("it did not wait"),
+            () = std::future::ready(()) => {}
+        }
+        drop(changing);
+        settled.await;
+    }
 
     #[test]
     fn the_kernel_waits_longer_than_any_read() {

@@ -1,5 +1,6 @@
 /* Loaded into smctl by LD_PRELOAD, kills it with SIGKILL at point number $KILL_AT of those called $KILL_NAME, and appends the
- * name of every point up to there to the file $KILL_LOG.
+ * name of every point up to there to the file $KILL_LOG. With $KILL_LATER it is held there for so many milliseconds first,
+ * in which the programs that it has started go on.
  *
  * A point is just before anything that others could see: a change in device-mapper, a sync of the records, a link or
  * state file, a program that is started (LVM to change something, the server), a request to the server, the end of the
@@ -25,7 +26,7 @@
 
 static atomic_int points;
 static atomic_bool asked;
-static int kill_at, names;
+static int kill_at, kill_later, names;
 static const char *kill_name;
 static pid_t self;
 
@@ -42,6 +43,7 @@ __attribute__((constructor)) static void begin(void) {
   self = getpid();
   kill_at = atoi(getenv("KILL_AT"));
   kill_name = getenv("KILL_NAME");
+  kill_later = atoi(getenv("KILL_LATER"));
   names = open(getenv("KILL_LOG"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   unsetenv("LD_PRELOAD");
 }
@@ -51,6 +53,7 @@ static void point(const char *name) {
   if (getpid() != self) return;
   dprintf(names, "%s\n", name);
   if (!strcmp(name, kill_name) && ++points == kill_at) {
+    usleep(kill_later * 1000);
     kill(self, SIGKILL);
     for (;;) pause();
   }

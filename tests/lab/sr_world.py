@@ -5,11 +5,13 @@ links in /dev, thin device ids and volumes with the tools of dm-thin and LVM.
 """
 
 import collections
+import fcntl
 import hashlib
 import json
 import mmap
 import os
 import signal
+import struct
 import subprocess
 
 NAME = "lane"
@@ -32,11 +34,12 @@ def smctl(*words):
     return json.loads(run("smctl", *words, "--json"))
 
 
-def watched(words, name="", number=0):
-    """Runs a verb, killed at point `number` of those of this name (see kill.c) if it has so many: whether it was, and the
-    names of its points up to there."""
+def watched(words, name="", number=0, later=0):
+    """Runs a verb, killed at point `number` of those of this name (see kill.c) if it has so many, `later` milliseconds after
+    it came there: whether it was, and the names of its points up to there."""
     log = f"/tmp/points.{os.getpid()}"
-    kill = {"LD_PRELOAD": os.environ["KILL_LIBRARY"], "KILL_NAME": name, "KILL_AT": str(number), "KILL_LOG": log}
+    kill = {"LD_PRELOAD": os.environ["KILL_LIBRARY"], "KILL_LOG": log}
+    kill |= {"KILL_NAME": name, "KILL_AT": str(number), "KILL_LATER": str(later)}
     done = subprocess.run(words, env={**os.environ, **kill}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     with open(log) as file:
         points = file.read().splitlines()
@@ -53,9 +56,15 @@ def points_of(verb):
     return [(name, number) for name in counts for number in range(1, counts[name] + 1, 3 if name == "sync" else 1)]
 
 
-def killed_at(verb, name, number):
+def killed_at(verb, name, number, later=0):
     """Runs a verb, which is killed if it comes to this point; whether it was."""
-    return watched(["smctl", *verb.split()], name, number)[0]
+    return watched(["smctl", *verb.split()], name, number, later)[0]
+
+
+def processes(name):
+    """The ids of the processes that are called so and have not ended."""
+    ids = [entry for entry in os.listdir("/proc") if entry.isdigit() and line(f"/proc/{entry}/comm") == name]
+    return [int(entry) for entry in ids if line(f"/proc/{entry}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])]
 
 
 def line(path):
@@ -77,6 +86,14 @@ def nbd_devices():
     """The NBD devices that are connected."""
     names = [name for name in os.listdir("/sys/block") if name.startswith("nbd")]
     return [name for name in names if line(f"/sys/block/{name}/size") != "0" or line(f"/sys/block/{name}/pid")]
+
+
+def message(device, words):
+    """Sends a device of device-mapper a message, as `dmsetup message` does (Linux, include/uapi/linux/dm-ioctl.h)."""
+    payload = struct.pack("=Q", 0) + words.encode() + b"\0"
+    head = struct.pack("=10IQ128s129s7x", 4, 0, 0, 312 + len(payload), 312, 0, 0, 0, 0, 0, 0, device.encode(), b"")
+    with open("/dev/mapper/control") as control:
+        fcntl.ioctl(control, 3 << 30 | 312 << 16 | 0xFD << 8 | 14, bytearray(head + payload))
 
 
 def volumes(vg):
@@ -132,11 +149,11 @@ class Sr:
 
     def thin_ids(self):
         """The device ids that are in the pool."""
-        run("dmsetup", "message", self.pool, "0", "reserve_metadata_snap")
+        message(self.pool, "reserve_metadata_snap")
         try:
             return run("thin_ls", "-m", "--no-headers", "-o", "DEV", f"/dev/mapper/{self.pool}_tmeta").split()
         finally:
-            run("dmsetup", "message", self.pool, "0", "release_metadata_snap")
+            message(self.pool, "release_metadata_snap")
 
     def check(self, with_volumes=False):
         """Nothing is half made and nothing is left over: the kernel, the pool and, if wanted, the volume group have what

@@ -1,5 +1,6 @@
 # The records of an SR are dumped, its volume of records is overwritten, and then removed: each time the dump brings every
-# VDI back, with the bytes it had. A dump that does not fit the pool is refused, and the pool is left as it was.
+# VDI back, with the bytes it had. A dump that does not fit the pool is refused, and the pool is left as it was. Meanwhile
+# the list of SRs says what is wrong with this one, and tells of another as if nothing were.
 # shellcheck source-path=SCRIPTDIR source=prelude
 . "$(dirname "$0")/prelude"
 
@@ -68,12 +69,52 @@ all_is_back() {
 }
 had=$(transaction)
 kept=$(thins)
+truncate -s 300M other.disk
+loop=$(losetup --find --show other.disk)
+smctl sr create --name other "$loop"
+is_told() { # STATE WORDS: so the list tells of this one, and the other is as ever
+  local told
+  told=$(smctl sr list --json | python3 -c '
+import json, sys
+for sr in sorted(json.load(sys.stdin), key=lambda sr: sr["name"]):
+    print(sr["name"], sr["state"], sr["error"], *sr["warnings"], sep=": ")')
+  [[ $told == "lane: $1: "*"$2"*$'\n''other: attached: None' ]] || fail "wanted '$1', '$2': $told"
+  same "a list in words" 1 "$(smctl sr list 2>said | grep -c " lane  *$1 ")"
+  same "who is in the tree" 'lane other' "$(smctl tree | sed -n 's/^\([a-z]*\) (SR.*/\1/p' | sort | xargs)"
+}
+is_told attached None
+
+# One volume of two is active.
+lvchange -q -a n "lane/smctl-$sr-pool"
+is_told detached 'pool is not active'
+smctl sr attach lane
+
+# The records of a later version, which nobody writes over.
+write_version() {
+  python3 - "$records" "$1" <<'PY'
+import struct, sys, zlib
+with open(sys.argv[1], "r+b") as device:
+    block = bytearray(device.read(4096))
+    block[8:12] = struct.pack("<I", int(sys.argv[2]))
+    block[28:32] = struct.pack("<I", zlib.crc32(block[:28]))
+    device.seek(0)
+    device.write(block)
+PY
+}
+write_version 2
+is_told unreadable 'the records have format version 2'
+grep "smctl: warning: SR 'lane' is unreadable: the records have format version 2" said
+refuses 3 smctl vdi list lane
+refuses 3 smctl sr restore dump "${whole[@]}"
+write_version 1
+is_told attached None
 
 # All of it overwritten; the first block alone; the records behind a good first block.
 for part in '0 65536' '0 4' '1024 8192'; do
   # shellcheck disable=SC2086 # two words
   damage $part
   if smctl vdi list lane >/dev/null 2>said; then fail "damaged records were read: $part"; fi
+  is_told unreadable ''
   smctl sr restore --dry-run dump "${whole[@]}" | grep -q 'write the records of 6 VDIs'
   smctl sr restore dump "${whole[@]}"
   all_is_back
@@ -111,5 +152,12 @@ same "bytes of the disk" "$(grep '^disk ' before)" "disk $(digest "$disk")"
 smctl vdi detach lane disk
 # New devices go beside those that nobody knows.
 smctl vdi create lane --name next --size 1M
+# An SR without records can be given up, if somebody insists.
+damage 0 4
+refuses 3 smctl sr destroy lane
+[[ $said == *'its pool may not be empty'* ]] || fail "$said"
+smctl sr detach lane
 smctl sr destroy --force lane
+smctl sr destroy other
+losetup --detach "$loop"
 becomes_true nothing_is_left

@@ -4,12 +4,12 @@
 . "$(dirname "$0")/prelude"
 
 # A disk of 640 MiB full of other people's data. Its second half, where there are no records and no metadata, can be made
-# slow.
+# slow: for writes, and not for flushes, of which each of the records would wait for that half.
 slow() { # MILLISECONDS that each write takes there
   dmsetup suspend slow
   dmsetup load slow <<TABLE
 0 655360 delay $SCRATCH 0 0 $SCRATCH 0 0
-655360 655360 delay $SCRATCH 655360 0 $SCRATCH 655360 $1
+655360 655360 delay $SCRATCH 655360 0 $SCRATCH 655360 $1 $SCRATCH 655360 0
 TABLE
   dmsetup resume slow
 }
@@ -47,6 +47,9 @@ same "the kind" True "$(json preallocated smctl vdi info lane big)"
 same "what it uses" $size "$(json physical_utilisation smctl vdi info lane big)"
 big=$(smctl vdi attach lane big)
 same "its size" $size "$(blockdev --getsize64 "$big")"
+same "its map" "[[0, $size, 0, true, false, true]]" "$(smctl vdi map lane big --json | python3 -c '
+import json, sys
+print(json.dumps([[e[k] for k in ("start", "length", "depth", "present", "zero", "data")] for e in json.load(sys.stdin)]))')"
 is_zero "$big" 0 $size
 head -c $size /dev/urandom >bytes
 dd if=bytes of="$big" bs=1M oflag=direct iflag=fullblock conv=fsync,notrunc status=none

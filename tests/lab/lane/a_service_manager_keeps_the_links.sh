@@ -5,16 +5,17 @@
 . "$(dirname "$0")/prelude"
 
 make_image template.qcow2 -c
-wanted=$(guest_digest template.qcow2)
+qemu-img convert -O raw template.qcow2 guest.raw
+wanted=$(digest <(head -c 16M guest.raw))
 serve_over_http "$work"
 
-# Reads all of the device again and again, past the page cache; one line for each round, with the milliseconds it took.
+# Reads the first 16 MiB of the device again and again, past the page cache; one line for each round, with the milliseconds it took.
 cat >work-load <<'LOAD'
 #!/bin/bash
 set -eu
 for (( round = 0; ; round++ )); do
   began=${EPOCHREALTIME/[.,]/}
-  sum=$(dd if="$1" bs=256K iflag=direct status=none | sha256sum)
+  sum=$(dd if="$1" bs=256K count=64 iflag=direct status=none | sha256sum)
   [[ ${sum%% *} == "$2" ]] || { echo "WRONG read in round $round"; exit 1; }
   echo "$round $(( (${EPOCHREALTIME/[.,]/} - began) / 1000 ))"
 done
