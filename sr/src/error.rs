@@ -9,6 +9,8 @@ use std::fmt;
 pub enum ErrorKind {
     /// The world is not as the request needs it, and nothing was changed (exit code 3).
     Refused,
+    /// The SR is there and is not attached, or only half (exit code 3).
+    NotAttached,
     /// No SR, VDI or device has the name that was given (exit code 1).
     NotFound,
     /// The caller asked to stop, and what was half made is undone (exit code 1).
@@ -38,6 +40,11 @@ impl Error {
         Self::new(ErrorKind::Refused, message)
     }
 
+    /// The SR is not attached.
+    pub fn not_attached(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotAttached, message)
+    }
+
     /// Nothing has that name.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
@@ -58,6 +65,17 @@ impl Error {
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The sentence and its causes as one.
+    pub fn with_causes(&self) -> String {
+        let mut message = self.message.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            message = format!("{message}: {error}");
+            cause = error.source();
+        }
+        message
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Tree {
     pub name: String,
     /// Whether it is attached: of one that is not, no disks and templates are known.
     pub attached: bool,
+    /// Why of one that is attached none are known either, in a sentence.
+    pub error: Option<String>,
     /// From the host's disks up. What stands on several is under the first of them.
     pub storage: Vec<Node>,
     /// From the templates' images up.
@@ -137,7 +139,7 @@ impl Tree {
             }
         }
         let templates = seen.templates.iter().map(|template| image(template, &seen.disks)).collect();
-        Self { uuid, name: name.to_owned(), attached, storage, templates }
+        Self { uuid, name: name.to_owned(), attached, error: None, storage, templates }
     }
 }
 

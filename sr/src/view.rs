@@ -77,8 +77,12 @@ pub struct SrInfo {
     pub uuid: Uuid,
     /// What people call it.
     pub name: String,
-    /// `attached`, `detached`, or `incomplete` (its making or its destruction was cut short).
+    /// `attached`; `detached`, as is one whose detaching was cut short; `incomplete` (its making or its destruction was cut
+    /// short); or `unreadable`: it is attached, and its records or its pool cannot be read. What is done to it all the same
+    /// fails or is refused with the reason that `error` has.
     pub state: &'static str,
+    /// Why it is `unreadable`, in a sentence.
+    pub error: Option<String>,
     /// The volume group.
     pub vg: String,
     /// The logical volume that is the thin pool.

@@ -105,8 +105,13 @@ pub(crate) enum Sr {
         target: String,
     },
     /// List this host's SRs
+    ///
+    /// An SR is attached, detached, incomplete (its making or its destruction was cut short) or unreadable: attached, with
+    /// records or a pool that cannot be read. Why that is so is said on stderr, and with --json in the field 'error'.
     List,
     /// Describe an SR
+    ///
+    /// 'smctl sr list --help' says what its states are. Of one that is unreadable the field 'error' says why.
     Info {
         /// UUID, name, volume group or path
         sr: String,

@@ -202,14 +202,9 @@ fn run_vdi(command: Vdi, host: &Host<'_>) -> Result<()> {
 impl From<sr::Error> for Error {
     /// The sentence and its causes as one.
     fn from(error: sr::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
+        let message = error.with_causes();
         match error.kind {
-            ErrorKind::Refused => Error::refused(message),
+            ErrorKind::Refused | ErrorKind::NotAttached => Error::refused(message),
             _ => Error::failed(message),
         }
     }

@@ -75,7 +75,10 @@ pub(super) fn srs(srs: &[SrInfo], json: bool) -> Result<()> {
         row
     };
     let header = ["uuid", "name", "state", "vg", "pool", "used", "templates", "disks"];
-    output::table(&header, srs.iter().map(row))
+    output::table(&header, srs.iter().map(row))?;
+    let why = |sr: &SrInfo| sr.error.as_ref().map(|error| format!("SR '{}' is unreadable: {error}", sr.name));
+    warn(&srs.iter().filter_map(why).collect::<Vec<_>>());
+    Ok(())
 }
 
 /// One SR.

@@ -283,6 +283,24 @@ const LOOKS: &[Looks] = &[
         &["/origins/0/silent_since", "/warnings/0"],
         &["not since 2001-09-09T01:46:40Z", "50 %", "warning: template 't'"],
     ),
+    (
+        || Stage::furnished().when(Event::VolumeStops("-pool")),
+        "sr info sr",
+        &["/warnings/0"],
+        &["detached", "warning: SR 'sr' is not attached", "-pool is not active"],
+    ),
+    (
+        || Stage::furnished().when(Event::RecordsAreOfALaterVersion),
+        "sr info sr",
+        &["/error", "/vg_size"],
+        &["unreadable", "the records have format version 9"],
+    ),
+    (
+        || Stage::furnished().when(Event::RecordsAreOfALaterVersion),
+        "tree",
+        &["/0/error"],
+        &["unreadable: the records have format version 9"],
+    ),
     (Stage::furnished, "sr probe sr", &["/0/uuid"], &["attached"]),
     (Stage::furnished, "sr probe /dev/sda", &["/0/uuid"], &["attached"]),
     (Stage::furnished, "sr probe other", &[], &["uuid"]),
@@ -335,6 +353,20 @@ fn a_look_prints_one_document_or_words_and_changes_nothing() {
             assert!(shown.pointer(pointer).is_some_and(|it| !it.is_null()), "{json}: no {pointer}: {shown}");
         }
     }
+}
+
+#[test]
+fn a_list_says_on_stderr_why_an_sr_is_unreadable_and_in_its_document() {
+    let stage = Stage::furnished().when(Event::RecordsAreOfALaterVersion);
+    let ran = stage.look("sr list");
+    assert_eq!(ran.code, 0);
+    assert_has("sr list", &ran.stdout, &["unreadable"]);
+    assert_has("sr list", &ran.stderr, &["smctl: warning: SR 'sr' is unreadable", "format version 9"]);
+    let ran = stage.look("sr list --json");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let shown = document("sr list", &ran.stdout);
+    assert_eq!(shown[0]["state"], "unreadable");
+    assert_eq!(shown[0]["error"], "the records have format version 9");
 }
 
 /// What is refused (exit 3), and words of why.

@@ -88,7 +88,11 @@ pub(super) fn trees(trees: Vec<Tree>, server: &Server, json: bool) -> Result<()>
         return output::json(&shown);
     }
     for Shown { tree, local } in &shown {
-        let state = if tree.attached { "" } else { ", detached: its disks and templates are not known" };
+        let state = match (&tree.error, tree.attached) {
+            (Some(error), _) => format!(", unreadable: {error}"),
+            (None, true) => String::new(),
+            (None, false) => ", detached: its disks and templates are not known".to_owned(),
+        };
         output::line(&format!("{} (SR {}{state})", tree.name, tree.uuid))?;
         let mut lines = Vec::new();
         let roots: Vec<_> = tree.storage.iter().chain(&tree.templates).collect();

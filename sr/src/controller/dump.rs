@@ -22,7 +22,7 @@ impl Controller {
     /// nothing half made in them.
     ///
     /// # Errors
-    /// `NotFound`; `Refused` if the SR is not attached.
+    /// `NotFound`; `NotAttached` if the SR is not attached.
     pub fn sr_dump(&mut self, sr: &str) -> Result<Dump> {
         let mut open = self.open_sr(sr)?;
         self.world.drive_vdi(Mode::Apply, &mut open.session, Uuid::nil(), &Goal::Settled)?;
@@ -57,14 +57,14 @@ impl Controller {
         let lock = self.locks.sr(uuid)?;
         let goal =
             SrGoal::Restored(Box::new(Restored { dump: request.dump, leave_unknown: request.leave_unknown }));
-        let mut done = self.world.drive_sr(self.mode, &place, &goal)?;
+        let mut driven = self.world.drive_sr(self.mode, &place, &goal)?;
         if self.mode == Mode::Apply {
             let attached = self.find_attached(&uuid.to_string())?;
             let mut session = self.world.open(&attached)?;
-            done.extend(self.mend(&mut session)?);
+            driven.extend(self.mend(&mut session)?);
         }
         // The report takes the lock for itself.
         drop(lock);
-        self.sr_report(done, uuid)
+        self.sr_report(driven, uuid)
     }
 }

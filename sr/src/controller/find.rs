@@ -29,24 +29,7 @@ impl Controller {
         let attached = self.world.host.attached()?;
         let devices = self.world.host.candidates()?;
         let found = self.world.lvm.find(&devices)?;
-        let mut srs = Vec::new();
-        for group in found.groups {
-            for (uuid, tags) in srs_of(&group) {
-                let pool_lv = tags.iter().find_map(|tag| names::pool_of_tag(tag));
-                let pool_lv = pool_lv.map_or_else(|| names::pool_lv(uuid), String::from);
-                let name = tags.iter().find_map(|tag| names::name_of_tag(tag));
-                srs.push(FoundSr {
-                    name: name.unwrap_or_else(|| uuid.to_string()),
-                    owns_vg: group.tags.contains(&names::sr_tag(uuid)),
-                    owns_pool: pool_lv == names::pool_lv(uuid),
-                    whole: group.lv(&names::meta_lv(uuid)).is_some() && group.lv(&pool_lv).is_some(),
-                    attached: attached.iter().any(|sr| sr.uuid == uuid),
-                    place: SrPlace { uuid, vg: group.name.clone(), pool_lv, devices: group.devices() },
-                    group: group.clone(),
-                });
-            }
-        }
-        Ok(srs)
+        Ok(found.groups.iter().flat_map(|group| srs_in(group, &attached)).collect())
     }
 
     /// The SR that `text` means, attached or not.
@@ -63,7 +46,7 @@ impl Controller {
     /// The attached SR that `text` means.
     ///
     /// # Errors
-    /// `Refused` if the SR is there but not attached, `NotFound` if it is not there.
+    /// `NotAttached` if the SR is there but not attached, `NotFound` if it is not there.
     pub(super) fn find_attached(&mut self, text: &str) -> Result<Attached> {
         let attached = self.world.host.attached()?;
         let place = self.place(text)?;
@@ -73,7 +56,7 @@ impl Controller {
             .collect();
         if matching.is_empty() {
             let sr = self.find_sr(text)?;
-            return Err(Error::refused(format!(
+            return Err(Error::not_attached(format!(
                 "SR '{}' ({}) is not attached: 'smctl sr attach {text}' attaches it",
                 sr.name, sr.place.uuid
             )));
@@ -107,7 +90,8 @@ impl Controller {
         // It may have been detached while we waited for the lock.
         let still = self.world.host.attached()?.into_iter().find(|now| now.uuid == sr.uuid);
         let Some(sr) = still else {
-            return Err(Error::refused(format!("SR '{}' ({}) is not attached any more", sr.name, sr.uuid)));
+            let message = format!("SR '{}' ({}) is not attached any more", sr.name, sr.uuid);
+            return Err(Error::not_attached(message));
         };
         Ok((sr, lock))
     }
@@ -221,6 +205,25 @@ enum Place {
 
 fn in_group(vg: String, lv: &str) -> Place {
     names::sr_of_lv(lv).map_or(Place::Group(vg), Place::Sr)
+}
+
+/// The SRs in a group.
+pub(super) fn srs_in(group: &Vg, attached: &[Attached]) -> Vec<FoundSr> {
+    let found = |(uuid, tags): (Uuid, &[String])| {
+        let pool_lv = tags.iter().find_map(|tag| names::pool_of_tag(tag));
+        let pool_lv = pool_lv.map_or_else(|| names::pool_lv(uuid), String::from);
+        let name = tags.iter().find_map(|tag| names::name_of_tag(tag));
+        FoundSr {
+            name: name.unwrap_or_else(|| uuid.to_string()),
+            owns_vg: group.tags.contains(&names::sr_tag(uuid)),
+            owns_pool: pool_lv == names::pool_lv(uuid),
+            whole: group.lv(&names::meta_lv(uuid)).is_some() && group.lv(&pool_lv).is_some(),
+            attached: attached.iter().any(|sr| sr.uuid == uuid),
+            place: SrPlace { uuid, vg: group.name.clone(), pool_lv, devices: group.devices() },
+            group: group.clone(),
+        }
+    };
+    srs_of(group).into_iter().map(found).collect()
 }
 
 /// The SRs in a group, each with the tags that tell about it.

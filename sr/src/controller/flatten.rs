@@ -15,7 +15,8 @@ use uuid::Uuid;
 impl Controller {
     /// Copies what a disk still reads from its template into the pool, and then cuts the tie: the template may be
     /// forgotten, and what the guest discards reads as zeros from then on. A guest that uses the disk waits for moments.
-    /// Other verbs of the SR go on meanwhile. Snapshots and clones of the disk keep their template.
+    /// Other verbs of the SR go on meanwhile. Snapshots and clones of the disk keep their template. A pool that grows by
+    /// itself grows at its watermark.
     ///
     /// A crash, or a stop, loses nothing: what was copied stays, and the next call goes on. A disk without a template is
     /// left as it is.
@@ -79,6 +80,7 @@ impl Controller {
         let data = self.template_data(&open.session, template)?;
         let chunk = open.session.catalog.sr()?.chunk;
         let mut flattening = Flattening::new(id, vdi.virtual_size, chunk, &data);
+        let mut may_grow = true;
         loop {
             let Some(vdi) = open.session.catalog.vdi(vdi.uuid)? else {
                 return Err(Error::refused(format!("VDI '{}' was destroyed meanwhile", vdi.name)));
@@ -94,6 +96,17 @@ impl Controller {
             self.world.flatten(&open.session, &vdi, &mut flattening, &slice)?;
             let (gone_through, total) = flattening.progress();
             (work.progress)(gone_through, total);
+            let shortage = flattening.take_shortage();
+            // What grows by itself grows for this, too; a pool that could not is tried again when there is no other way.
+            if may_grow || shortage.is_some() {
+                let before = done.len();
+                let warnings = self.tend_open(&open.session, done);
+                let grown = done.len() > before;
+                may_grow = grown || warnings.is_empty();
+                if let (Some(shortage), false) = (shortage, grown) {
+                    return Err(shortage);
+                }
+            }
             if flattening.is_done() {
                 return Ok((open, flattening.copied() > 0));
             }

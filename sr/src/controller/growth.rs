@@ -1,7 +1,7 @@
 //! Pools that grow: when somebody says so, and by themselves when little is left.
 
 use super::{Controller, Report};
-use crate::engine::{Done, Mode, Session, SrPlace};
+use crate::engine::{Done, Driven, Mode, Session, SrPlace};
 use crate::error::{Error, Result};
 use crate::host::Attached;
 use crate::plan::growth::{DATA_HIGH, METADATA_HIGH, is_high, percent};
@@ -66,7 +66,7 @@ impl Controller {
         let uuid = open.session.sr.uuid;
         // The report takes the lock for itself.
         drop(open);
-        let report = self.sr_report(done, uuid)?;
+        let report = self.sr_report(Driven { done, group: None }, uuid)?;
         Ok(if warnings.is_empty() { report } else { report.with_warnings(warnings) })
     }
 
@@ -139,14 +139,13 @@ impl Controller {
             pool_lv: sr.pool_lv.clone(),
             devices: sr.devices.clone(),
         };
-        self.world.drive_sr(self.mode, &place, &SrGoal::Grown(Growth { size, templates })).map_err(
-            |e| match e.kind {
-                crate::ErrorKind::Failed => {
-                    Error::failed(format!("the pool of SR '{}' cannot grow", sr.name)).because(e)
-                }
-                _ => e,
-            },
-        )
+        let grown = self.world.drive_sr(self.mode, &place, &SrGoal::Grown(Growth { size, templates }));
+        grown.map(|driven| driven.done).map_err(|e| match e.kind {
+            crate::ErrorKind::Failed => {
+                Error::failed(format!("the pool of SR '{}' cannot grow", sr.name)).because(e)
+            }
+            _ => e,
+        })
     }
 }
 

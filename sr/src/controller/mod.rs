@@ -4,6 +4,7 @@
 //! [`plan`](mod@crate::plan) and the engine. A change that a crash cut short is finished or undone by the next verb
 //! that changes the same SR.
 
+mod describe;
 mod dump;
 mod extents;
 mod find;

@@ -2,14 +2,13 @@
 
 use super::find::FoundSr;
 use super::{Controller, Report};
-use crate::dm::Device;
-use crate::engine::{Mode, Session, SrPlace};
-use crate::error::{Error, ErrorKind, Result};
+use crate::dm::PoolStatus;
+use crate::engine::{Driven, Mode, Session, SrPlace};
+use crate::error::{Error, Result};
 use crate::names::{self, Role, VG_NAME_MAX};
-use crate::origins::OriginHealth;
 use crate::plan::{Goal, SrGoal, SrSpec};
 use crate::record::Vdi;
-use crate::view::{OriginInfo, SrInfo};
+use crate::view::SrInfo;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -87,8 +86,8 @@ impl Controller {
         };
         let place =
             SrPlace { uuid, vg: spec.vg.clone(), pool_lv: spec.pool_lv(), devices: spec.devices.clone() };
-        let done = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
-        self.sr_report(done, uuid)
+        let driven = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
+        self.sr_report(driven, uuid)
     }
 
     /// Makes an SR in a volume group that stays its owner's, and attaches it. No other volume of the group is touched.
@@ -146,8 +145,8 @@ impl Controller {
         };
         let place =
             SrPlace { uuid, vg: group.name.clone(), pool_lv: spec.pool_lv(), devices: group.devices() };
-        let done = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
-        self.sr_report(done, uuid)
+        let driven = self.world.drive_sr(self.mode, &place, &SrGoal::Created(spec))?;
+        self.sr_report(driven, uuid)
     }
 
     /// Whether the SR was ever made wholly. Records on a volume that is not active count as there.
@@ -161,13 +160,14 @@ impl Controller {
         Ok(self.world.media.identify(&device.number.dm_node())?.is_some())
     }
 
-    pub(super) fn sr_report(&mut self, done: Vec<crate::engine::Done>, uuid: Uuid) -> Result<Report<SrInfo>> {
-        let record = match self.mode {
-            Mode::Apply => Some(self.sr_info(&uuid.to_string())?),
-            Mode::DryRun => None,
+    pub(super) fn sr_report(&mut self, driven: Driven, uuid: Uuid) -> Result<Report<SrInfo>> {
+        let record = match (self.mode, driven.group) {
+            (Mode::DryRun, _) => None,
+            (Mode::Apply, Some(group)) => Some(self.info_in(&group, uuid)?),
+            (Mode::Apply, None) => Some(self.sr_info(&uuid.to_string())?),
         };
         let warnings = record.as_ref().map(|sr| sr.warnings.clone()).unwrap_or_default();
-        Ok(Report::new(done, record).with_warnings(warnings))
+        Ok(Report::new(driven.done, record).with_warnings(warnings))
     }
 
     /// Activates an SR's volumes and mends what a crash left.
@@ -179,26 +179,32 @@ impl Controller {
         let found = self.find_sr(sr)?;
         let lock = self.locks.sr(found.place.uuid)?;
         let goal = SrGoal::Attached { name: found.name.clone() };
-        let mut done = self.world.drive_sr(self.mode, &found.place, &goal)?;
+        let mut driven = self.world.drive_sr(self.mode, &found.place, &goal)?;
         let mut warnings = Vec::new();
         if self.mode == Mode::Apply {
             let attached = self.find_attached(&found.place.uuid.to_string())?;
             let mut session = self.world.open(&attached)?;
-            done.extend(self.mend(&mut session)?);
-            let untidy = self.untidy_volumes(&session, &found)?;
-            done.extend(self.trim(&mut session, untidy)?);
-            warnings = self.tend_open(&session, &mut done);
+            let group = driven.group.clone();
+            driven.extend(self.mend(&mut session)?);
+            let untidy = match &group {
+                Some(group) => self.untidy_volumes(&session, group)?,
+                None => Vec::new(),
+            };
+            driven.extend(self.trim(&mut session, untidy)?);
+            let mut grown = Vec::new();
+            warnings = self.tend_open(&session, &mut grown);
+            driven.extend(grown);
         }
         // The report takes the lock for itself.
         drop(lock);
-        let report = self.sr_report(done, found.place.uuid)?;
+        let report = self.sr_report(driven, found.place.uuid)?;
         Ok(if warnings.is_empty() { report } else { report.with_warnings(warnings) })
     }
 
     /// Brings an attached SR, after whatever crash, to a state without anything half made.
     ///
     /// # Errors
-    /// `NotFound`; `Refused` if it is not attached.
+    /// `NotFound`; `NotAttached` if it is not attached.
     pub fn sr_recover(&mut self, sr: &str) -> Result<Report<SrInfo>> {
         self.sr_attach(sr)
     }
@@ -262,9 +268,9 @@ impl Controller {
         let found = self.find_sr(sr)?;
         let lock = self.locks.sr(found.place.uuid)?;
         self.refuse_allocating(&found)?;
-        let done = self.world.drive_sr(self.mode, &found.place, &SrGoal::Detached)?;
+        let driven = self.world.drive_sr(self.mode, &found.place, &SrGoal::Detached)?;
         drop(lock);
-        self.sr_report(done, found.place.uuid)
+        self.sr_report(driven, found.place.uuid)
     }
 
     /// Destroys an SR: its pool, its records, and the volume group if it was made for it.
@@ -285,7 +291,7 @@ impl Controller {
             done.extend(self.empty_pool(&found)?);
         }
         let goal = SrGoal::Destroyed { owns_vg: found.owns_vg, owns_pool: found.owns_pool };
-        done.extend(self.world.drive_sr(self.mode, &found.place, &goal)?);
+        done.extend(self.world.drive_sr(self.mode, &found.place, &goal)?.done);
         if self.mode == Mode::Apply {
             lock.retire()?;
         }
@@ -335,7 +341,7 @@ impl Controller {
             return Ok(());
         }
         if !self.has_records(found)? {
-            return Ok(());
+            return self.refuse_used_pool(found);
         }
         let session = self.world.look(&found.as_attached())?;
         let disks: Vec<_> = session.catalog.vdis()?.into_iter().filter(|vdi| !vdi.is_template()).collect();
@@ -351,174 +357,23 @@ impl Controller {
         }
     }
 
-    /// Every SR on this host, attached or not.
-    ///
-    /// # Errors
-    /// LVM fails.
-    pub fn sr_list(&mut self) -> Result<Vec<SrInfo>> {
-        let mut infos = Vec::new();
-        for found in self.scan()? {
-            infos.push(self.describe(&found)?);
-        }
-        Ok(infos)
-    }
-
-    /// The SRs on a device or in a volume group; none if it holds none.
-    ///
-    /// # Errors
-    /// LVM fails.
-    pub fn sr_probe(&mut self, target: &str) -> Result<Vec<SrInfo>> {
-        let path = std::path::Path::new(target);
-        let mut infos = Vec::new();
-        for found in self.scan()? {
-            let on = |device: &PathBuf| {
-                device == path || std::fs::canonicalize(path).is_ok_and(|it| it == *device)
-            };
-            if found.place.vg == target || found.place.devices.iter().any(on) {
-                infos.push(self.describe(&found)?);
-            }
-        }
-        Ok(infos)
-    }
-
-    /// One SR, attached or not.
-    ///
-    /// # Errors
-    /// `NotFound`, or LVM fails.
-    pub fn sr_info(&mut self, sr: &str) -> Result<SrInfo> {
-        let found = self.find_sr(sr)?;
-        self.describe(&found)
-    }
-
-    fn describe(&mut self, found: &FoundSr) -> Result<SrInfo> {
-        let state = if found.attached {
-            "attached"
-        } else if found.whole {
-            "detached"
-        } else {
-            "incomplete"
-        };
-        let mut info = SrInfo {
-            uuid: found.place.uuid,
-            name: found.name.clone(),
-            state,
-            vg: found.place.vg.clone(),
-            pool: found.place.pool_lv.clone(),
-            devices: found.place.devices.clone(),
-            owns_vg: found.owns_vg,
-            vg_size: Some(found.group.size),
-            vg_free: Some(found.group.free),
-            ..SrInfo::default()
-        };
-        if let Some(pool) = found.group.lv(&found.place.pool_lv) {
-            info.pool_size = Some(pool.size);
-            info.chunk_size = Some(pool.chunk);
-            info.metadata_size = Some(pool.metadata);
-        }
-        if found.attached {
-            self.describe_attached(&mut info)?;
-        }
-        Ok(info)
-    }
-
-    fn describe_attached(&mut self, info: &mut SrInfo) -> Result<()> {
-        let looked = match self.look_at_sr(&info.uuid.to_string()) {
-            Ok(open) => self.world.pool_status(&open.session).map(|(_, status)| (open, status)),
-            Err(e) => Err(e),
-        };
-        let (open, status) = match looked {
-            Ok(looked) => looked,
-            // It is being detached, or that was cut short: no reason to tell nothing of it, or of the others.
-            Err(e) if e.kind == ErrorKind::Refused => {
-                info.state = "detached";
-                info.warnings.push(e.to_string());
-                return Ok(());
-            }
-            Err(e) => return Err(e),
-        };
-        let vdis = open.session.catalog.vdis()?;
-        let (templates, disks): (Vec<_>, Vec<_>) = vdis.into_iter().partition(Vdi::is_template);
-        info.virtual_allocation = Some(disks.iter().map(|vdi| vdi.virtual_size).sum());
-        let usage = self.known_usage(&open.session);
-        let physical = |vdi: &Vdi| match vdi.thin_id() {
-            Some(id) => usage.get(&id).copied(),
-            None => Some(vdi.virtual_size),
-        };
-        info.physical_allocation = disks.iter().map(physical).sum();
-        info.templates = Some(templates.len() as u64);
-        info.disks = Some(disks.len() as u64);
-        info.pool_used = Some(status.data_used * info.chunk_size.unwrap_or_default());
-        info.metadata_used = Some(status.metadata_used * 4096);
-        let record = open.session.catalog.sr()?;
-        info.pool_grows = Some(record.grows());
-        info.warnings = super::growth::shortage(&status, &record);
-        self.describe_origins(&open.session, &templates, info)?;
-        drop(open.lock);
-        Ok(())
-    }
-
-    fn describe_origins(&mut self, session: &Session, templates: &[Vdi], info: &mut SrInfo) -> Result<()> {
-        let names = self.world.dm.names()?;
-        let origins: BTreeSet<_> = names
-            .iter()
-            .filter_map(|name| match names::role(session.sr.uuid, name) {
-                Some(Role::Origin(template)) => Some(template),
-                _ => None,
-            })
-            .collect();
-        if origins.is_empty() {
+    /// An SR that was never made wholly has no records, and nothing in its pool; one that has lost them has.
+    fn refuse_used_pool(&mut self, found: &FoundSr) -> Result<()> {
+        if !found.whole {
             return Ok(());
         }
-        let open = match self.world.origins.attached() {
-            Ok(open) => open,
-            Err(e) => {
-                info.warnings.push(format!("the state of the templates is not known: {e}"));
-                Vec::new()
-            }
+        let (vg, pool) = (&found.place.vg, &found.place.pool_lv);
+        let line = match self.world.lv_device(vg, pool)? {
+            Some(_) => self.world.dm.status(&names::lv_device(vg, pool))?,
+            None => String::new(),
         };
-        let health = self.world.origins.health().unwrap_or_default();
-        for template in templates.iter().filter(|vdi| origins.contains(&vdi.uuid)) {
-            let name = names::origin_device(session.sr.uuid, template.uuid).name;
-            let device: Option<Device> = self.world.dm.device(&name)?;
-            let node = open.iter().find(|(uuid, _)| *uuid == template.uuid);
-            // A copy of its own needs no server.
-            let copied = template.local_ready().is_some();
-            if node.is_none() && !copied {
-                info.warnings.push(format!(
-                    "nobody serves template '{}' ({}): what VDIs have not read of it gives errors",
-                    template.name, template.uuid
-                ));
-            }
-            let health = health.iter().find(|(uuid, _)| *uuid == template.uuid).map(|(_, health)| *health);
-            let silent_since = health.and_then(|health| health.silent_since).map(rfc3339);
-            if let (Some(OriginHealth { answers: false, .. }), Some(since)) = (health, &silent_since) {
-                info.warnings.push(format!(
-                    "template '{}' ({}) has not answered since {since}: VDIs read what is local, and errors elsewhere",
-                    template.name, template.uuid
-                ));
-            }
-            info.origins.push(OriginInfo {
-                uuid: template.uuid,
-                name: template.name.clone(),
-                location: super::vdi::location(template).unwrap_or_default(),
-                device: match node {
-                    Some((_, device)) => Some(device.path.clone()),
-                    None if copied => {
-                        let lv = names::local_lv(session.sr.uuid, template.uuid);
-                        Some(format!("/dev/{}/{lv}", session.sr.vg).into())
-                    }
-                    None => None,
-                },
-                users: device.map_or(0, |device| device.open_count),
-                answers: health.map(|health| health.answers),
-                silent_since,
-                local_percent: match copied {
-                    true => Some(100),
-                    false => health.and_then(OriginHealth::local_percent),
-                },
-            });
+        match PoolStatus::parse(&line) {
+            Some(status) if status.transaction_id <= 1 && status.data_used == 0 => Ok(()),
+            _ => Err(Error::refused(format!(
+                "SR '{}' has no records any more, and its pool may not be empty: 'smctl sr restore' writes those of a dump, force gives all of it up",
+                found.name
+            ))),
         }
-        Ok(())
     }
 }
 
@@ -532,10 +387,6 @@ impl FoundSr {
             devices: self.place.devices.clone(),
         }
     }
-}
-
-fn rfc3339(time: std::time::SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn same(a: &[PathBuf], b: &[PathBuf]) -> bool {

@@ -7,6 +7,7 @@ use super::{Controller, Open, Report, VdiCreate, Work};
 use crate::Outcome;
 use crate::engine::{Done, Mode, Session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lvm::Vg;
 use crate::names;
 use crate::plan::{Goal, Step};
 use crate::record::{Body, Vdi};
@@ -183,18 +184,15 @@ impl Controller {
         self.trim(session, debris)
     }
 
-    /// The preallocated VDIs whose volumes are not as their records say. LVM has been asked once for all of them.
-    pub(super) fn untidy_volumes(
-        &mut self,
-        session: &Session,
-        sr: &super::find::FoundSr,
-    ) -> Result<Vec<Uuid>> {
+    /// The preallocated VDIs whose volumes in the SR's group are not as their records say.
+    pub(super) fn untidy_volumes(&mut self, session: &Session, group: &Vg) -> Result<Vec<Uuid>> {
+        let sr = session.sr.uuid;
         let mut untidy = Vec::new();
-        for lv in &sr.group.lvs {
-            let Some(vdi) = names::vdi_of_thick_lv(sr.place.uuid, &lv.name) else { continue };
-            let device = self.world.dm.device(&names::vdi_device(sr.place.uuid, vdi).name)?;
+        for lv in &group.lvs {
+            let Some(vdi) = names::vdi_of_thick_lv(sr, &lv.name) else { continue };
+            let device = self.world.dm.device(&names::vdi_device(sr, vdi).name)?;
             let tidy = session.catalog.vdi(vdi)?.is_some_and(|record| {
-                let size = record.virtual_size.next_multiple_of(sr.group.extent.max(1));
+                let size = record.virtual_size.next_multiple_of(group.extent.max(1));
                 record.body == Body::Thick && lv.size <= size && (device.is_some() || !lv.active)
             });
             if !tidy {

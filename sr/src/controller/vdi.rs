@@ -265,7 +265,7 @@ impl Controller {
     /// Every VDI of an SR.
     ///
     /// # Errors
-    /// `NotFound`; `Refused` if the SR is not attached.
+    /// `NotFound`; `NotAttached` if the SR is not attached.
     pub fn vdi_list(&mut self, sr: &str) -> Result<Vec<VdiInfo>> {
         let open = self.look_at_sr(sr)?;
         let names = self.world.dm.names()?;
@@ -298,7 +298,7 @@ impl Controller {
     /// One VDI.
     ///
     /// # Errors
-    /// `NotFound`; `Refused` if the SR is not attached.
+    /// `NotFound`; `NotAttached` if the SR is not attached.
     pub fn vdi_info(&mut self, sr: &str, vdi: &str) -> Result<VdiInfo> {
         let open = self.look_at_sr(sr)?;
         let vdi = self.find_vdi(&open.session, vdi)?;

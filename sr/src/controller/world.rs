@@ -2,7 +2,7 @@
 
 use super::Controller;
 use crate::engine::Session;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::host::Survey;
 use crate::names;
 use crate::record::Vdi;
@@ -35,10 +35,17 @@ impl Controller {
         let mut trees = Vec::new();
         for sr in found {
             let seen = match sr.attached {
-                true => Some(self.look(&sr.place.uuid.to_string())?),
-                false => None,
+                true => self.look(&sr.place.uuid.to_string()).map(Some),
+                false => Ok(None),
             };
-            trees.push(Tree::grow(sr.place.uuid, &sr.name, &sr.place.vg, &host, seen));
+            // As in `sr list`, one that cannot be read hides no other.
+            let (seen, error) = match seen {
+                Ok(seen) => (seen, None),
+                Err(e) if e.kind == ErrorKind::NotAttached => (None, None),
+                Err(e) => (None, Some(e.with_causes())),
+            };
+            let tree = Tree::grow(sr.place.uuid, &sr.name, &sr.place.vg, &host, seen);
+            trees.push(Tree { attached: tree.attached || error.is_some(), error, ..tree });
         }
         Ok(trees)
     }
@@ -46,6 +53,8 @@ impl Controller {
     /// What an attached SR's records and devices say.
     fn look(&mut self, sr: &str) -> Result<Seen> {
         let open = self.look_at_sr(sr)?;
+        // Without its pool it is as good as detached.
+        self.world.pool_status(&open.session)?;
         let survey = self.world.host.survey()?;
         let mut seen = Seen { pool_lv: open.session.sr.pool_lv.clone(), ..Seen::default() };
         for vdi in open.session.catalog.vdis()? {

@@ -48,6 +48,8 @@ pub(crate) struct Flattening {
     copied: u64,
     /// How much is written while the guest waits, in bytes.
     window: u64,
+    /// Why it stopped where the pool has no room for more.
+    shortage: Option<Error>,
 }
 
 impl Flattening {
@@ -64,7 +66,7 @@ impl Flattening {
         }
         let total = left.iter().map(|range| range.end - range.start).sum();
         left.reverse();
-        Self { id, chunk, left, total, done: 0, copied: 0, window: WINDOW_FIRST.max(chunk) }
+        Self { id, chunk, left, total, done: 0, copied: 0, window: WINDOW_FIRST.max(chunk), shortage: None }
     }
 
     /// The thin device.
@@ -80,6 +82,11 @@ impl Flattening {
     /// Bytes that were copied.
     pub(crate) fn copied(&self) -> u64 {
         self.copied
+    }
+
+    /// Why nothing more was copied although something is left; the next slice tries it again.
+    pub(crate) fn take_shortage(&mut self) -> Option<Error> {
+        self.shortage.take()
     }
 
     /// Whether nothing is left.
@@ -210,7 +217,7 @@ impl World {
         Ok(())
     }
 
-    /// Copies until nothing is left, or as long as the slice lasts. The template is open and padded, the guest's device,
+    /// Copies until nothing is left, the pool has no room left for it, or as long as the slice lasts. The template is open and padded, the guest's device,
     /// if there is one, goes on. What was copied is durable when this returns.
     pub(crate) fn flatten(
         &mut self,
@@ -262,7 +269,10 @@ impl World {
         let guard = if live { Some(self.dm.guard(&guest)?) } else { None };
         while let Some(batch) = work.next() {
             let blocks = scratch.wanted(template.as_ref(), &batch, work.chunk).map_err(failed)?;
-            self.check_room(session, vdi, blocks.len() as u64)?;
+            work.shortage = self.shortage(session, vdi, blocks.len() as u64)?;
+            if work.shortage.is_some() {
+                break;
+            }
             if live && !blocks.is_empty() {
                 let held = Instant::now();
                 match self.dm.hold(&guest) {
@@ -287,18 +297,18 @@ impl World {
         scratch.plain.sync().map_err(failed)
     }
 
-    /// Whether the pool has so many blocks to give that enough is left to guests.
-    fn check_room(&mut self, session: &Session, vdi: &Vdi, blocks: u64) -> Result<()> {
+    /// An error unless the pool has so many blocks to give that enough is left to guests.
+    fn shortage(&mut self, session: &Session, vdi: &Vdi, blocks: u64) -> Result<Option<Error>> {
         let (_, status) = self.pool_status(session)?;
         let free = status.data_total.saturating_sub(status.data_used);
         if blocks == 0 || status.mode == PoolMode::ReadWrite && free >= blocks + status.data_total / KEEP {
-            return Ok(());
+            return Ok(None);
         }
-        Err(Error::failed(format!(
+        Ok(Some(Error::failed(format!(
             "VDI '{}' cannot be flattened further: {free} of the {} blocks of the pool {}/{} are free, and what flattening \
              would take next is left to guests; what was copied stays, and when the pool has grown it goes on",
             vdi.name, status.data_total, session.sr.vg, session.sr.pool_lv
-        )))
+        ))))
     }
 
     fn open_block(&mut self, name: &str, write: bool) -> Result<Box<dyn Block>> {

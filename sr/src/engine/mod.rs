@@ -14,7 +14,7 @@ use crate::catalog::{Catalog, Media};
 use crate::dm::{Device, Dm};
 use crate::error::{Error, Result};
 use crate::host::{Attached, Blocks, Host};
-use crate::lvm::Lvm;
+use crate::lvm::{Found, Lvm, Vg};
 use crate::names;
 use crate::origins::Origins;
 use crate::plan::{Goal, SrGoal, Step, plan_sr, plan_vdi};
@@ -70,21 +70,27 @@ pub(crate) enum Mode {
 /// A step and what became of it; `None` for a step that was only planned.
 pub(crate) type Done = (Step, Option<Outcome>);
 
+/// What was done to an SR, and its group as it was found in the end.
+pub(crate) struct Driven {
+    pub(crate) done: Vec<Done>,
+    pub(crate) group: Option<Vg>,
+}
+
 /// Plans and applies until nothing is left. `look` observes and plans; `apply` is given what was observed.
 fn drive<C, S>(
     context: &mut C,
     mode: Mode,
     look: impl Fn(&mut C) -> Result<(S, Vec<Step>)>,
     apply: impl Fn(&mut C, &Step, &S) -> Result<Outcome>,
-) -> Result<Vec<Done>> {
+) -> Result<(Vec<Done>, S)> {
     let mut done: Vec<Done> = Vec::new();
     loop {
         let (seen, steps) = look(context)?;
         if mode == Mode::DryRun {
-            return Ok(steps.into_iter().map(|step| (step, None)).collect());
+            return Ok((steps.into_iter().map(|step| (step, None)).collect(), seen));
         }
         let Some(step) = steps.into_iter().next() else {
-            return Ok(done);
+            return Ok((done, seen));
         };
         // The same step twice in a row means that it does not bring about what it is planned for.
         if done.last().is_some_and(|(last, _)| *last == step) {
@@ -93,6 +99,24 @@ fn drive<C, S>(
         tracing::info!("{step}");
         let outcome = apply(context, &step, &seen)?;
         done.push((step, Some(outcome)));
+    }
+}
+
+/// The error of an SR one of whose volumes is not active.
+fn inactive(sr: &Attached, lv: &str) -> Error {
+    Error::not_attached(format!(
+        "SR '{}' is not attached: {}/{lv} is not active, and 'smctl sr attach' activates it",
+        sr.name, sr.vg
+    ))
+}
+
+impl Driven {
+    /// Adds what was done besides, after which the group may be another.
+    pub(crate) fn extend(&mut self, done: Vec<Done>) {
+        if !done.is_empty() {
+            self.group = None;
+        }
+        self.done.extend(done);
     }
 }
 
@@ -117,27 +141,35 @@ impl World {
 
     fn records_device(&mut self, sr: &Attached) -> Result<PathBuf> {
         let meta = names::meta_lv(sr.uuid);
-        let Some(device) = self.lv_device(&sr.vg, &meta)? else {
-            return Err(Error::refused(format!(
-                "SR '{}' is not attached: {}/{meta} is not active, and 'smctl sr attach' activates it",
-                sr.name, sr.vg
-            )));
-        };
+        let device = self.lv_device(&sr.vg, &meta)?.ok_or_else(|| inactive(sr, &meta))?;
         Ok(device.number.dm_node())
     }
 
     /// Brings an SR to the goal.
-    pub(crate) fn drive_sr(&mut self, mode: Mode, place: &SrPlace, goal: &SrGoal) -> Result<Vec<Done>> {
-        drive(
-            self,
+    pub(crate) fn drive_sr(&mut self, mode: Mode, place: &SrPlace, goal: &SrGoal) -> Result<Driven> {
+        let lvm = None::<Found>;
+        let (done, seen) = drive(
+            &mut (self, lvm),
             mode,
-            |world| {
-                let seen = world.observe_sr(place, goal)?;
+            |(world, lvm)| {
+                // Asking LVM takes longer than everything else, so it is asked again only after it has changed something.
+                let found = match lvm.take() {
+                    Some(found) => found,
+                    None => world.lvm.find(&place.devices)?,
+                };
+                *lvm = Some(found.clone());
+                let seen = world.observe_sr(place, goal, found)?;
                 let steps = plan_sr(goal, &seen)?;
                 Ok((seen, steps))
             },
-            |world, step, seen| world.apply_sr(step, place, goal, seen),
-        )
+            |(world, lvm), step, seen| {
+                if step.is_lvms() {
+                    *lvm = None;
+                }
+                world.apply_sr(step, place, goal, seen)
+            },
+        )?;
+        Ok(Driven { done, group: seen.group })
     }
 
     /// Brings a VDI to the goal.
@@ -158,5 +190,6 @@ impl World {
             },
             |(world, session), step, seen| world.apply_vdi(step, seen, session),
         )
+        .map(|(done, _)| done)
     }
 }

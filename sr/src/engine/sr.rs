@@ -4,6 +4,7 @@ use super::World;
 use crate::Outcome;
 use crate::dm::{PoolMessage, PoolStatus};
 use crate::error::{Error, Result};
+use crate::lvm::Found;
 use crate::names;
 use crate::plan::{SrGoal, SrSeen, Step, growth};
 use crate::record::{Ledger, SrRecord};
@@ -21,8 +22,8 @@ pub(crate) struct SrPlace {
 }
 
 impl World {
-    pub(crate) fn observe_sr(&mut self, place: &SrPlace, goal: &SrGoal) -> Result<SrSeen> {
-        let found = self.lvm.find(&place.devices)?;
+    /// What there is of an SR, of which `found` is what LVM says.
+    pub(crate) fn observe_sr(&mut self, place: &SrPlace, goal: &SrGoal, found: Found) -> Result<SrSeen> {
         let group = found.groups.into_iter().find(|group| group.name == place.vg);
         let mut disks = Vec::new();
         if let SrGoal::Created(spec) = goal
@@ -45,8 +46,8 @@ impl World {
         let records = match meta {
             None => None,
             Some(device) => match (self.media.identify(&device.number.dm_node()), goal) {
-                // Damage is what is to be mended.
-                (Err(_), SrGoal::Restored(_)) => Some(None),
+                // Damage is what is to be mended, and does not keep anybody from giving the SR up.
+                (Err(_), SrGoal::Restored(_) | SrGoal::Detached | SrGoal::Destroyed { .. }) => Some(None),
                 (found, _) => Some(found?),
             },
         };

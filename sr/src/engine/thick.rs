@@ -10,10 +10,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How much is zeroed in one request at first, at least, and at most, in bytes. A request cannot be interrupted.
+/// How much is zeroed in one request at first, at least, and at most, in bytes. A request cannot be interrupted: the most is
+/// what a device that is suddenly slow, as when its cache is full, does in a second or so.
 const PIECE: u64 = 4 << 20;
 const PIECE_MIN: u64 = 1 << 20;
-const PIECE_MAX: u64 = 1 << 30;
+const PIECE_MAX: u64 = 128 << 20;
 
 /// How long a request may take before the next one is smaller, and after which it is larger.
 const SLOW: Duration = Duration::from_millis(300);

@@ -13,13 +13,8 @@ use uuid::Uuid;
 impl World {
     /// How the pool does.
     pub(crate) fn pool_status(&mut self, session: &Session) -> Result<(Device, PoolStatus)> {
-        let name = session.pool();
-        let Some(device) = self.lv_device(&session.sr.vg, &session.sr.pool_lv)? else {
-            return Err(Error::refused(format!(
-                "SR '{}' is not attached: its pool {}/{} is not active",
-                session.sr.name, session.sr.vg, session.sr.pool_lv
-            )));
-        };
+        let (name, sr) = (session.pool(), &session.sr);
+        let device = self.lv_device(&sr.vg, &sr.pool_lv)?.ok_or_else(|| super::inactive(sr, &sr.pool_lv))?;
         let line = self.dm.status(&name)?;
         let status = PoolStatus::parse(&line)
             .ok_or_else(|| Error::failed(format!("{name} is not a thin pool, its status is '{line}'")))?;

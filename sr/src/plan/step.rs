@@ -103,6 +103,23 @@ pub(crate) enum Step {
     Unlink { vdi: Uuid },
 }
 
+impl Step {
+    /// Whether LVM does it. What LVM says of an SR's group is as before after every other step of an SR's plan.
+    pub(crate) fn is_lvms(&self) -> bool {
+        !matches!(
+            self,
+            Self::Fence { .. }
+                | Self::Release { .. }
+                | Self::ReleaseSnapshot { .. }
+                | Self::Format { .. }
+                | Self::WriteRecords { .. }
+                | Self::Remember(_)
+                | Self::Forget { .. }
+                | Self::Unlink { .. }
+        )
+    }
+}
+
 /// A size for people: exact where it is a round number of binary units, else with one decimal.
 pub(crate) fn size_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -181,6 +181,45 @@ fn whoever_only_looks_after_pools_grows_them_from_every_point_of_death() {
 }
 
 #[test]
+fn flattening_grows_a_pool_that_grows_by_itself_and_no_other() {
+    // No more is free than is left to guests.
+    let short = |automatically| {
+        let rig = furnished();
+        let policy = SrGrow { automatically: Some(automatically), size: None };
+        rig.controller().sr_grow("sr", &policy).unwrap();
+        let mut sim = rig.sim.borrow_mut();
+        sim.ballast = sim.pool_chunks() - sim.pool_chunks() / 20;
+        drop(sim);
+        rig
+    };
+    let flatten = Op::Flatten("b".into());
+    let rig = short(false);
+    let before = rig.sim.borrow().pool_chunks();
+    let error = flatten.run(&mut rig.controller()).unwrap_err();
+    assert!(error.message.contains("left to guests"), "{error}");
+    assert_eq!(rig.sim.borrow().pool_chunks(), before);
+    assert!(rig.sim.borrow().check().unwrap()["b"].dependent);
+    for fuel in 0.. {
+        let rig = short(true);
+        rig.sim.borrow_mut().fuel = Some(fuel);
+        let done = flatten.run(&mut rig.controller());
+        let died = rig.sim.borrow().dead;
+        rig.sim.borrow_mut().restart(false);
+        if died {
+            rig.controller().sr_attach("sr").unwrap();
+            rig.sim.borrow().check().unwrap_or_else(|e| panic!("dead at {fuel}: {e}"));
+            flatten.run(&mut rig.controller()).unwrap();
+        }
+        let state = rig.sim.borrow().check().unwrap();
+        assert!(!state["b"].dependent && rig.sim.borrow().pool_chunks() > before, "dead at {fuel}");
+        if !died {
+            done.unwrap();
+            break;
+        }
+    }
+}
+
+#[test]
 fn a_look_that_is_to_change_nothing_tells_the_steps() {
     let rig = nearly_full();
     let before = rig.world();

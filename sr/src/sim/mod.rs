@@ -22,6 +22,8 @@ mod scale;
 #[cfg(test)]
 mod tests;
 mod thin;
+#[cfg(test)]
+mod told;
 
 pub use rig::{Event, Rig};
 
@@ -128,6 +130,8 @@ struct Sim {
     /// Whether templates can be opened.
     server: bool,
     records: Option<Records>,
+    /// Whether they are those of a later version.
+    later: bool,
     /// What was committed and is not durable yet, under `LateIntent`.
     late: Option<Records>,
     early: Option<crate::dm::PoolMessage>,
@@ -173,6 +177,7 @@ impl Sim {
             cached: BTreeMap::new(),
             server: true,
             records: None,
+            later: false,
             late: None,
             early: None,
             remembered: BTreeMap::new(),

@@ -66,7 +66,7 @@ pub(super) fn activate(sim: &mut Sim, lv: &str) {
     }
 }
 
-fn deactivate(sim: &mut Sim, lv: &str) {
+pub(super) fn deactivate(sim: &mut Sim, lv: &str) {
     let name = lv_name(sim, lv);
     sim.devices.remove(&metadata_of(&name));
     sim.devices.remove(&name);
@@ -468,7 +468,11 @@ impl Host for Port {
 
 impl Media for Port {
     fn identify(&mut self, _: &Path) -> Result<Option<Uuid>> {
-        Ok(self.sim().records.as_ref().map(|records| records.sr.uuid))
+        let sim = self.sim();
+        if sim.later {
+            return Err(Error::refused("the records have format version 9"));
+        }
+        Ok(sim.records.as_ref().map(|records| records.sr.uuid))
     }
 
     fn format(&mut self, _: &Path, sr: &SrRecord, ledger: &Ledger, vdis: &[Vdi]) -> Result<()> {
@@ -477,7 +481,8 @@ impl Media for Port {
         self.effect(|sim| sim.records = Some(records))
     }
 
-    fn open(&mut self, _: &Path, _: Uuid) -> Result<Box<dyn Catalog>> {
+    fn open(&mut self, device: &Path, _: Uuid) -> Result<Box<dyn Catalog>> {
+        self.identify(device)?;
         Ok(Box::new(Port(Rc::clone(&self.0))))
     }
 

@@ -20,6 +20,8 @@ pub enum Event {
     CacheIsHalved,
     /// The volume of the records is damaged.
     RecordsAreLost,
+    /// A later version of smctl writes the records, which this one does not know.
+    RecordsAreOfALaterVersion,
     /// Guests write until the pool has little left.
     PoolFills,
     /// Guests have every attached VDI open.
@@ -32,6 +34,8 @@ pub enum Event {
     VolumeAppears(String, &'static str),
     /// Volumes go whose names have this in them.
     VolumeGoes(&'static str),
+    /// Volumes are deactivated whose names have this in them.
+    VolumeStops(&'static str),
     /// Somebody uses the disk that an SR may be made on.
     DiskIsUsed,
     /// Somebody writes a file system to it.
@@ -102,6 +106,7 @@ impl Rig {
             Event::TemplatesHang => sim.hung = true,
             Event::CacheIsHalved => sim.cached = (0..=u8::MAX).map(|content| (content, CHUNK)).collect(),
             Event::RecordsAreLost => sim.records = None,
+            Event::RecordsAreOfALaterVersion => sim.later = true,
             Event::PoolFills => sim.ballast = sim.pool_chunks() * 85 / 100,
             Event::GuestsRun => sim.guests = true,
             Event::WorkGoesOn(name) => {
@@ -121,6 +126,12 @@ impl Rig {
             }
             Event::VolumeGoes(part) => {
                 sim.group.as_mut().expect("a group").2.retain(|lv| !lv.name.contains(part));
+            }
+            Event::VolumeStops(part) => {
+                let volumes = sim.group.iter().flat_map(|group| &group.2);
+                let names: Vec<_> =
+                    volumes.map(|lv| lv.name.clone()).filter(|it| it.contains(part)).collect();
+                names.iter().for_each(|name| super::ports::deactivate(&mut sim, name));
             }
             Event::DiskIsUsed => sim.disk_users.push("it is mounted at /srv".into()),
             Event::DiskIsFormatted => sim.disk_signatures.push("ext4".into()),
