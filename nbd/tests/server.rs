@@ -308,6 +308,49 @@ async fn a_client_has_no_more_under_way_than_its_share() {
 }
 
 #[tokio::test]
+async fn all_clients_together_have_no_more_in_memory_than_the_server_may() {
+    const CLIENTS: u64 = 3;
+    const READS: u64 = 20;
+    let export = Arc::new(Trouble::default());
+    let limits = Limits { memory: 40 * MIB, ..Limits::default() };
+    let server = Server::new(Arc::new(Only(Arc::clone(&export))), limits);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (mut socket, own) = UnixStream::pair().unwrap();
+        let server = server.clone();
+        tokio::spawn(async move { server.serve_stream(own, CancellationToken::new()).await });
+        clients.spawn(async move {
+            let (greeting, answer) = (18, 10);
+            socket.read_exact(&mut vec![0; greeting]).await.unwrap();
+            // NBD_OPT_EXPORT_NAME of the default export, of a client that wants no padding.
+            socket.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0").await.unwrap();
+            socket.read_exact(&mut vec![0; answer]).await.unwrap();
+            for cookie in 0..READS {
+                socket.write_all(&request(Command::Read, cookie, SLOW, MIB)).await.unwrap();
+            }
+            let mut replies = vec![0; (READS * (16 + MIB)) as usize];
+            socket.read_exact(&mut replies).await.unwrap();
+        });
+    }
+    let share = (limits.memory / MIB) as usize;
+    until(|| export.waiting.load(Ordering::SeqCst) == share).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(export.waiting.load(Ordering::SeqCst), share);
+    // The rest follows as replies are taken.
+    let all = async { while clients.join_next().await.transpose().unwrap().is_some() {} };
+    let go_on = async {
+        loop {
+            export.go_on.notify_one();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let both = async {
+        tokio::select! { () = all => {}, () = go_on => {} }
+    };
+    timeout(Duration::from_secs(30), both).await.expect("some wait for ever");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_abandons_its_reads() {
     let export = Arc::new(Trouble::default());
     let mut client = Client::new(&export, &CancellationToken::new());
