@@ -55,6 +55,24 @@ async fn an_empty_object_and_one_shorter_than_the_first_request_open() {
 }
 
 #[tokio::test]
+async fn a_whole_object_that_its_checksum_is_not_of_is_not_taken() {
+    let origin = Origin::start(content(1000)).await.unwrap();
+    let of_others = Lie::Sum(format!("{}=", "A".repeat(43)));
+    origin.lie([of_others.clone()]);
+    let source = open(&origin).await.unwrap();
+    assert!(source.read(0..1000).await.unwrap() == content(1000));
+    assert_eq!(origin.asked().len(), 2, "it was asked for again");
+    origin.always(of_others);
+    let source = open(&origin).await;
+    let error = match source {
+        Ok(source) => source.read(0..1000).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind, Kind::BadAnswer);
+    assert!(error.message.contains("its checksum is of"), "{error}");
+}
+
+#[tokio::test]
 async fn what_may_pass_is_tried_again() {
     let (origin, source) = opened().await;
     let range = 400_000..600_000;

@@ -46,6 +46,8 @@ pub enum Lie {
     Tag(String),
     /// The right answer, said to be gzip.
     Gzip,
+    /// The right answer, with this as S3's SHA-256 of the object, in base 64.
+    Sum(String),
     /// A 206 without `Content-Range`.
     Unranged,
     /// The right answer after this long.
@@ -257,6 +259,9 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
         Lie::Endless => text += "Transfer-Encoding: chunked\r\n",
         Lie::Long(by) => text += &format!("Content-Length: {}\r\n", body.len() as u64 + by),
         _ => text += &format!("Content-Length: {}\r\n", body.len()),
+    }
+    if let Lie::Sum(sum) = &lie {
+        text += &format!("x-amz-checksum-sha256: {sum}\r\n");
     }
     if lie == Lie::Gzip {
         text += "Content-Encoding: gzip\r\n";
