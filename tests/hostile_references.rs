@@ -174,7 +174,7 @@ fn a_pipe_or_a_directory() {
     host.refuses(Path::new("/dev/zero"), "/dev/zero");
 }
 
-/// CVE-2008-2004, CVE-2013-1922: a guest writes an image's header into its raw disk, which is then taken for one.
+/// CVE-2008-2004, CVE-2013-1922, CVE-2024-40767, CVE-2026-24708: a guest writes an image's header into its raw disk, which is then taken for one.
 #[test]
 fn a_raw_disk_that_its_guest_made_look_like_an_image() {
     if !has("a_raw_disk_that_its_guest_made_look_like_an_image", &["qemu-img"]) {

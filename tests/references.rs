@@ -65,6 +65,15 @@ fn odd_names_are_names() {
         let bytes = run_in(dir.path(), THINORIGIN, &["cat", "--no-cache", text(&top)]);
         assert!(bytes == vec![3; 1 << 20], "{name}");
     }
+    // A colon makes a scheme of what is in front of it, unless something says that it is a name.
+    fs::write(dir.join("a:b.raw"), vec![4; 1 << 20]).unwrap();
+    let top = dir.join("json:{\"driver\":\"nbd\"}.qcow2");
+    for (name, found) in [("./a:b.raw", true), ("file:a:b.raw", true), ("a:b.raw", false)] {
+        fs::write(&top, qcow2(name, false)).unwrap();
+        let output = Command::new(THINORIGIN).args(["cat", "--no-cache", text(&top)]).output().unwrap();
+        assert_eq!(output.status.success(), found, "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!found || output.stdout == vec![4; 1 << 20], "{name}");
+    }
 }
 
 #[test]

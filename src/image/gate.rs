@@ -19,8 +19,10 @@ impl Gate {
     /// Where `name`, which stands in the image at `base`, leads, or a refusal that names both. A local sibling keeps
     /// its directory in mind and is opened without following a symbolic link out of it.
     pub(crate) fn admit(&self, base: &Location, name: &str) -> Result<Location> {
-        let relative = name.strip_prefix("file:").filter(|rest| !rest.starts_with('/')).unwrap_or(name);
-        if let Some(location) = base.sibling(relative) {
+        // Behind `file:` is a name, whatever stands in front of a colon in it.
+        let plain = name.strip_prefix("file:").filter(|rest| !rest.starts_with('/') && !rest.is_empty());
+        let relative = plain.map_or_else(|| name.to_owned(), |rest| format!("./{rest}"));
+        if let Some(location) = base.sibling(&relative) {
             return Ok(location);
         }
         if let Ok(location) = name.parse::<Location>()
@@ -50,6 +52,8 @@ mod tests {
     fn the_image_s_own_directory_is_open() {
         assert_eq!(admit(&[], "/srv/a.qcow2", "base.raw"), Ok("/srv/base.raw".into()));
         assert_eq!(admit(&[], "/srv/a.qcow2", "file:base.raw"), Ok("/srv/base.raw".into()));
+        assert_eq!(admit(&[], "/srv/a.qcow2", "./a:b.raw"), Ok("/srv/a:b.raw".into()));
+        assert_eq!(admit(&[], "/srv/a.qcow2", "file:a:b.raw"), Ok("/srv/a:b.raw".into()));
         assert_eq!(admit(&[], "http://host/t/a.qcow2", "b.qcow2"), Ok("http://host/t/b.qcow2".into()));
     }
 
@@ -66,6 +70,11 @@ mod tests {
             "/dev/fdset/1",
             "/proc/self/environ",
             "file:///etc/passwd",
+            "file:/etc/passwd",
+            "file:../x",
+            "file:",
+            "file:http://169.254.169.254/",
+            "a:b.raw",
             "json:{\"driver\":\"nbd\",\"host\":\"127.0.0.1\",\"port\":\"1\"}",
             "nvme://0000:00:00.0/1",
             "fat:/etc",
