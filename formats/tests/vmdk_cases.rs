@@ -6,6 +6,9 @@ use common::images::{
     VMDK_DIRECTORY, VMDK_GRAIN, VMDK_TABLE, descriptor, open_among, open_as, put, read, refusal, vmdk,
     vmdk_stream, zlib,
 };
+use std::sync::Arc;
+use thinorigin_formats::Options;
+use thinorigin_formats::memory::{Directory, Disk, ReadAt};
 
 /// The good image with `bytes` at `at`.
 fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -264,6 +267,32 @@ fn extents_of_all_kinds() {
     assert_eq!(read(&mut disk, 0, 512), Ok(vec![0x33; 512]), "desc-sparse-extent");
     let long = format!("{text}{}", "ddb.comment = \"x\"\n".repeat(3500));
     assert!(open_among(&[("d.vmdk", long.as_bytes()), ("a.vmdk", &vmdk())], None).is_ok(), "desc-long-ddb");
+}
+
+/// A file that stands under many names.
+#[derive(Clone)]
+struct Shared(Arc<Vec<u8>>);
+
+impl ReadAt for Shared {
+    fn len(&self) -> u64 {
+        self.0.as_ref().len() as u64
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.0.as_ref().read_at(at, buf)
+    }
+}
+
+#[test]
+fn as_many_sparse_extents_as_are_read() {
+    let lines: String = (0..1024).map(|number| format!("RW 2048 SPARSE \"e{number}.vmdk\"\n")).collect();
+    let mut directory = Directory::new();
+    directory.add("d.vmdk", descriptor("ffffffff", &lines).into_bytes());
+    let extent = Shared(Arc::new(vmdk()));
+    (0..1024).for_each(|number| directory.add(&format!("e{number}.vmdk"), extent.clone()));
+    let mut disk = Disk::open(&directory, "d.vmdk", Options::default()).unwrap();
+    assert_eq!(disk.chain().virtual_size(), 1024 << 20);
+    assert_eq!(read(&mut disk, (1023 << 20) + 0xffff, 2), Ok(vec![0x33, 0]));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The sparse extents of ESX: COWD (vmfsSparse, VMware Virtual Disk Format 1.1 "ESX Server Sparse Extents") and
 //! seSparse (not published; its layout as read by qemu and dissect.hypervisor).
 
-use super::sparse::{Entries, SECTOR, Sparse, Stored, directory_bytes};
+use super::sparse::{Entries, SECTOR, Sparse, Stored, directory_bytes, head};
 use crate::fields::Fields;
 use crate::known::{Step, View};
 use crate::{FileIndex, Format, FormatError};
@@ -20,7 +20,7 @@ const TABLE_ENTRIES: u64 = 4096;
 
 /// Opens the COWD extent in `file`.
 pub(crate) fn open_cowd(view: View<'_>, file: FileIndex) -> Step<Sparse> {
-    let head = view.upto(file, 0, crate::probe::HEAD)?;
+    let head = head(view, file)?;
     if !head.starts_with(COWD) {
         return Err(FormatError::Signature { format: Format::Vmdk }.into());
     }
@@ -59,7 +59,7 @@ pub(crate) fn open_cowd(view: View<'_>, file: FileIndex) -> Step<Sparse> {
 
 /// Opens the seSparse extent in `file`.
 pub(crate) fn open_sesparse(view: View<'_>, file: FileIndex) -> Step<Sparse> {
-    let head = view.upto(file, 0, crate::probe::HEAD)?;
+    let head = head(view, file)?;
     if !head.starts_with(SESPARSE) {
         return Err(FormatError::Signature { format: Format::Vmdk }.into());
     }

@@ -1,7 +1,7 @@
 //! Hosted sparse extents: monolithicSparse, twoGbMaxExtentSparse and streamOptimized (VMware Virtual Disk Format 1.1,
 //! "Hosted Sparse Extents" and "Stream-Optimized Compressed Sparse Extents").
 
-use super::sparse::{Entries, SECTOR, Sparse, Stored, directory_bytes, plausible};
+use super::sparse::{Entries, SECTOR, Sparse, Stored, directory_bytes, head, plausible};
 use crate::fields::Fields;
 use crate::known::{Step, Stop, Table, View};
 use crate::{FileIndex, Format, FormatError, Result, limits};
@@ -106,7 +106,7 @@ impl Header {
 
     /// Reads the header of `file`, and where the directory is at the end, its footer.
     pub(crate) fn read(view: View<'_>, file: FileIndex) -> Step<Header> {
-        let head = view.upto(file, 0, crate::probe::HEAD)?;
+        let head = head(view, file)?;
         if !head.starts_with(MAGIC) {
             return Err(FormatError::Signature { format: Format::Vmdk }.into());
         }

@@ -1,11 +1,21 @@
 //! Sparse extents of all three kinds as a grain directory over grain tables.
 
 use crate::fields::{le32s, le64s, length};
-use crate::known::Table;
+use crate::known::{Step, Table, View};
+use crate::probe::{HEAD, IMAGE};
 use crate::{Codec, Damage, FileIndex, Located, Mapping, Result, Run, Runs, TableRef, Unit, limits};
 
 /// Bytes of a sector, the unit of all fields.
 pub(crate) const SECTOR: u64 = 512;
+
+/// How much of the beginning of an extent in a file of its own is read at once. There may be a thousand of them, whose
+/// tables are seldom so near that more would save a read.
+const EXTENT_HEAD: u64 = 4 << 10;
+
+/// The beginning of the extent in `file`, with its header.
+pub(crate) fn head(view: View<'_>, file: FileIndex) -> Step<&[u8]> {
+    view.upto(file, 0, if file == IMAGE { HEAD } else { EXTENT_HEAD })
+}
 
 /// How a hosted sparse extent stores its grains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
