@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::naming::qcow2;
+use common::naming::{descriptor, qcow2};
 use common::{Dir, THINORIGIN, has, text};
 use std::fs;
 use std::path::Path;
@@ -107,4 +107,19 @@ fn what_a_json_name_says_is_found_as_any_other() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && said.contains("refused to open"), "{name}: {said}");
     }
+}
+
+#[test]
+fn an_image_of_many_files_opens_where_few_may_be_open() {
+    let dir = Dir::new();
+    let mut lines = String::new();
+    for number in 0..200_u8 {
+        fs::write(dir.join(&format!("e{number}")), [number; 512]).unwrap();
+        lines += &format!("RW 1 FLAT \"e{number}\" 0\n");
+    }
+    let image = dir.join("image.vmdk");
+    fs::write(&image, descriptor(&lines)).unwrap();
+    let limited = "ulimit -S -n 64; exec \"$0\" \"$@\"";
+    let bytes = run_in(dir.path(), "sh", &["-c", limited, THINORIGIN, "cat", "--no-cache", text(&image)]);
+    assert!(bytes.chunks(512).map(|sector| sector[0]).eq(0..200));
 }

@@ -18,6 +18,7 @@ use crate::output;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 pub(crate) use reading::settle;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 
 /// Parses the command line and runs it. Exit codes: 0 done, 1 failed, 2 usage, 3 refused.
@@ -36,7 +37,19 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Man { dir } => output::manual(Cli::command(), &dir),
-        command => runtime()?.block_on(run_async(command, json)),
+        command => {
+            open_many_files();
+            runtime()?.block_on(run_async(command, json))
+        }
+    }
+}
+
+/// Has the system allow this process as many open files as it may have at most. A client is one, and so is an extent of an
+/// image, and the limit that is usual, 1024, is meant for programs that call select(2).
+fn open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
     }
 }
 
