@@ -117,3 +117,13 @@ fn one_connection_more_is_turned_away_until_another_ends() {
     run("kill", &["-0", &server.pid().to_string()]);
     server.terminate();
 }
+
+#[test]
+fn a_server_that_says_it_is_ready_ends_in_order() {
+    let dir = Dir::new();
+    let disk = disk(&dir);
+    // At once; the end is checked to be a success.
+    for _ in 0..20 {
+        Server::start(&dir, &["--no-cache", &disk]).terminate();
+    }
+}

@@ -50,6 +50,8 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     if let Some(config) = args.config.clone() {
         tokio::spawn(reload(config, registry.clone(), signal_handler(SignalKind::hangup())?));
     }
+    // From here on there are clients that would notice an end without a drain.
+    let ends = (signal_handler(SignalKind::terminate())?, signal_handler(SignalKind::interrupt())?);
     let mut listening = Vec::new();
     for (listener, name) in sockets.nbd {
         listening.push(name);
@@ -89,7 +91,7 @@ pub(super) async fn run(args: Serve) -> Result<()> {
     eprintln!("ready: {}", listening.join(", "));
     let failure = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        signalled = end_signal() => signalled,
+        () = any_of(ends) => Ok(()),
         ended = tasks.join_next() => ended.map_or(Ok(()), flatten),
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -120,14 +122,12 @@ fn signal_handler(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|error| Error::failed(format!("cannot handle signals: {error}")))
 }
 
-async fn end_signal() -> Result<()> {
-    let mut terminate = signal_handler(SignalKind::terminate())?;
-    let mut interrupt = signal_handler(SignalKind::interrupt())?;
+/// Waits for one of two signals.
+async fn any_of((mut one, mut other): (Signal, Signal)) {
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = one.recv() => {}
+        _ = other.recv() => {}
     }
-    Ok(())
 }
 
 /// Reads the configuration again at every SIGHUP. A file with a mistake changes nothing.
