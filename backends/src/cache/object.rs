@@ -218,6 +218,7 @@ impl Core {
             return;
         }
         let Some(reserved) = self.store.reserve(len) else { return };
+        let Ok(_turn) = self.store.writers.acquire().await else { return };
         let core = self.clone();
         // Left to itself if the runtime ends: then nothing becomes ready, and the bytes are fetched another time.
         let _ = tokio::task::spawn_blocking(move || {

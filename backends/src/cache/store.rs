@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// How long nothing is stored after the disk failed.
 const REST: Duration = Duration::from_secs(30);
 
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
+/// Most threads that write to the disk.
+const MAX_WRITERS: usize = 4;
 
 /// The part of a key that says that an object holds a file as it is.
 const RAW: &str = "raw";
@@ -42,6 +45,8 @@ pub(super) struct Shared {
     used: AtomicU64,
     /// Bytes on their way to the disk.
     writing: AtomicU64,
+    /// Who may write to the disk. Writes to one file wait for each other in the kernel, each with a thread of its own.
+    pub(super) writers: Semaphore,
     /// How many flights are between delivering their bytes and having them in the file.
     landing: Mutex<u64>,
     landed: Condvar,
@@ -86,6 +91,7 @@ impl Store {
             max: max_bytes,
             used: AtomicU64::new(0),
             writing: AtomicU64::new(0),
+            writers: Semaphore::new(MAX_WRITERS),
             landing: Mutex::default(),
             landed: Condvar::new(),
             lock: OnceLock::new(),
