@@ -97,7 +97,7 @@ impl LvmCommand {
         self.run(devices, &arguments).map(drop)
     }
 
-    /// Keeps a new volume from being activated at boot. `lvcreate` has no such option for a pool.
+    /// Keeps a new pool from being activated at boot, for which `lvcreate` has no option.
     fn keep_inactive(&mut self, devices: &[PathBuf], vg: &str, lv: &str) -> Result<()> {
         if self.knows_autoactivation()? {
             self.run(devices, &["lvchange", "-q", "--setautoactivation", "n", &volume(vg, lv)])?;
@@ -139,9 +139,12 @@ impl Lvm for LvmCommand {
         tags: &[String],
     ) -> Result<()> {
         let size = bytes(size);
-        let fixed = ["lvcreate", "-q", "-y", "--type", "linear", "-L", &size, "-n", lv, "-W", "y", "-Z", "y"];
-        self.create(devices, &fixed, tags, vg)?;
-        self.keep_inactive(devices, vg, lv)
+        let mut fixed =
+            vec!["lvcreate", "-q", "-y", "--type", "linear", "-L", &size, "-n", lv, "-W", "y", "-Z", "y"];
+        if self.knows_autoactivation()? {
+            fixed.extend(["--setautoactivation", "n"]);
+        }
+        self.create(devices, &fixed, tags, vg)
     }
 
     fn create_pool(&mut self, devices: &[PathBuf], vg: &str, pool: &PoolSpec, tags: &[String]) -> Result<()> {

@@ -1,5 +1,6 @@
 # A server that stood still for longer than the kernel's timer, as with its machine, has lost the device's sockets to it. It
 # gives the device new ones, and who read meanwhile has waited and sees no error.
+# It mostly waits.
 # shellcheck source-path=SCRIPTDIR source=prelude
 . "$(dirname "$0")/prelude"
 

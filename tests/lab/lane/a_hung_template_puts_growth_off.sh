@@ -1,5 +1,6 @@
 # While the server of a template does not answer, the pool does not grow, for every disk would wait for that server: the
 # template is named, and other disks are read and written as before. When it answers again, the pool grows.
+# It mostly waits.
 # shellcheck source-path=SCRIPTDIR source=prelude
 . "$(dirname "$0")/prelude"
 

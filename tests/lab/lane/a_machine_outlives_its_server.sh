@@ -1,6 +1,7 @@
 # A thin clone is mounted and at work while the server under its template is ended, killed, and replaced by another build:
 # it waits, and sees no error and no wrong byte. When no server ever comes back, reads of the template end in errors within
 # the time that is set, and what has nothing to do with the template goes on.
+# It mostly waits.
 # shellcheck source-path=SCRIPTDIR source=prelude
 . "$(dirname "$0")/prelude"
 
