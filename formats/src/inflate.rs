@@ -111,7 +111,8 @@ fn new_zstd() -> std::io::Result<Decoder<'static>> {
     Ok(decoder)
 }
 
-/// Fills `clear` from `stored`, where a stream may hold more than that or be cut off behind it. A stream of exactly this length is followed to its end, where zlib has its checksum.
+/// Fills `clear` from `stored`, where a stream may hold more than that or be cut off behind it. A stream of exactly this
+/// length is followed to its end, where zlib has its checksum.
 fn inflate(stream: &mut Decompress, stored: &[u8], clear: &mut [u8]) -> Result<()> {
     stream
         .decompress(stored, clear, FlushDecompress::Finish)
