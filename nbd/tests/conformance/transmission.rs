@@ -394,25 +394,25 @@ fn t24(target: &Target) -> Check {
     })
 }
 
-fn t26(target: &Target) -> Check {
-    let mut raw = Raw::transmit(&target.socket, Mode::Extended, &[])?;
-    // READ has no payload, and is refused with it; the payload is dropped.
-    let cookie = raw.put_request(READ, PAYLOAD_LEN, 0, 512)?;
-    raw.send(&[0x21; 512])?;
+/// `command` with this payload is invalid; the payload is dropped.
+fn invalid_with(payload: &[u8], command: u16, contexts: &[&str], target: &Target) -> Check {
+    let mut raw = Raw::transmit(&target.socket, Mode::Extended, contexts)?;
+    let cookie = raw.put_request(command, PAYLOAD_LEN, 0, payload.len() as u64)?;
+    raw.send(payload)?;
     let reply = raw.reply(|_| 0, |_| 0)?;
     ensure!(reply.cookie == cookie && reply.error == EINVAL, "{reply:?}");
     raw.alive()
 }
 
+/// READ has no payload.
+fn t26(target: &Target) -> Check {
+    invalid_with(&[0x21; 512], READ, &[], target)
+}
+
 /// With a payload, BLOCK_STATUS asks for some of the contexts. Where that is not announced it is invalid; and where it is,
 /// zeros make no sense.
 fn t28(target: &Target) -> Check {
-    let mut raw = Raw::transmit(&target.socket, Mode::Extended, &["base:allocation"])?;
-    let cookie = raw.put_request(BLOCK_STATUS, PAYLOAD_LEN, 0, 64)?;
-    raw.send(&[0; 64])?;
-    let reply = raw.reply(|_| 0, |_| 0)?;
-    ensure!(reply.cookie == cookie && reply.error == EINVAL, "{reply:?}");
-    raw.alive()
+    invalid_with(&[0; 64], BLOCK_STATUS, &["base:allocation"], target)
 }
 
 fn t29(target: &Target) -> Check {
