@@ -6,6 +6,7 @@
 
 mod client;
 mod connection;
+mod door;
 mod export;
 pub mod handshake;
 pub mod kernel;

@@ -1,6 +1,6 @@
 //! A client that negotiates nothing, at the other end of a socket pair: the Linux kernel.
 
-use crate::connection::{Connection, End, Shared, Stream};
+use crate::connection::{Connection, End, Settled, Shared, Stream};
 use crate::session::Session;
 use crate::validate::Terms;
 use crate::wire::consts::{Contexts, Headers};
@@ -84,5 +84,6 @@ fn transmission<E: Export>(link: Link, export: Arc<E>) -> Connection<Padded<E>> 
     let terms = Terms { size: export.info().size, headers: Headers::Simple, contexts: Contexts::empty() };
     let shared = Arc::new(Shared::new(Limits::default()));
     let Link { stream, received } = link;
-    Connection::new(stream.into(), received, Session::new(terms), export, shared)
+    let stream = stream.into();
+    Connection::new(Settled { stream, input: received, session: Session::new(terms), export }, shared)
 }

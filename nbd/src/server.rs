@@ -1,13 +1,15 @@
 //! The server: listeners in, connections out.
 
-use crate::connection::{Connection, End, Shared, Stream, negotiate};
+use crate::connection::{Connection, Shared, Stream, negotiate};
+use crate::door::{Door, within};
 use crate::{Exports, Tls};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,6 +69,14 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
+    /// The same listener, for the runtime that the caller is in.
+    fn moved(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(listener) => UnixListener::from_std(listener.into_std()?)?.into(),
+            Self::Tcp(listener) => TcpListener::from_std(listener.into_std()?)?.into(),
+        })
+    }
+
     /// The next client and how to call it.
     async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
@@ -83,6 +93,22 @@ impl Listener {
 enum Peer {
     Unix,
     Tcp(std::net::SocketAddr),
+}
+
+/// A client's place among those that may be connected.
+struct Visit {
+    peer: Peer,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Peer {
+    /// Tells of the end of its connection.
+    fn left(&self, how: io::Result<()>) {
+        match how {
+            Ok(()) => tracing::debug!("{self} left"),
+            Err(error) => tracing::info!("the connection of {self} ended: {error}"),
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -136,9 +162,28 @@ impl<X: Exports> Server<X> {
 
     /// Accepts clients and serves each in a task of its own, until `shutdown` is cancelled. Then it stops listening,
     /// answers the requests under way (for at most [`Limits::drain`]) and returns. What goes wrong with one client is
-    /// logged and ends that client's connection only. Dropping the future stops listening; connections live on.
+    /// logged and ends that client's connection only. Clients are accepted and negotiated with on a thread of its own, of
+    /// lower priority. Dropping the future stops listening, and negotiating; other connections live on. Fails where the
+    /// thread cannot be started.
     pub async fn serve(&self, listener: Listener, shutdown: CancellationToken) -> io::Result<()> {
+        let door = Door::open()?;
         let clients = TaskTracker::new();
+        let accepting = self.clone().accept(listener, Handle::current(), clients.clone(), shutdown);
+        door.spawn(accepting).await.map_err(io::Error::other)??;
+        clients.close();
+        clients.wait().await;
+        Ok(())
+    }
+
+    /// Accepts clients, and negotiates with them, where it runs, and has `inside` serve them.
+    async fn accept(
+        self,
+        listener: Listener,
+        inside: Handle,
+        clients: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let listener = listener.moved()?;
         while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, peer)) => {
@@ -149,13 +194,15 @@ impl<X: Exports> Server<X> {
                         );
                         continue;
                     };
-                    let (server, shutdown) = (self.clone(), shutdown.clone());
+                    let (server, inside, shutdown) = (self.clone(), inside.clone(), shutdown.clone());
+                    let served = clients.clone();
                     clients.spawn(async move {
-                        let result = server.serve_stream(stream, shutdown).await;
-                        drop(permit);
-                        match result {
-                            Ok(()) => tracing::debug!("{peer} left"),
-                            Err(error) => tracing::info!("the connection of {peer} ended: {error}"),
+                        match within(&inside, server.greet(stream, &shutdown)).await {
+                            Ok(Some(connection)) => {
+                                let visit = Visit { peer, permit };
+                                served.spawn_on(server.receive(connection, shutdown, visit), &inside);
+                            }
+                            ended => peer.left(ended.map(drop)),
                         }
                     });
                 }
@@ -166,10 +213,31 @@ impl<X: Exports> Server<X> {
                 }
             }
         }
-        drop(listener);
-        clients.close();
-        clients.wait().await;
         Ok(())
+    }
+
+    /// Negotiates and serves the first requests. `None`: the client left.
+    async fn greet(
+        &self,
+        stream: Stream,
+        shutdown: &CancellationToken,
+    ) -> io::Result<Option<Connection<X::Export>>> {
+        match self.negotiate(stream, shutdown).await? {
+            Some(connection) => connection.greet(shutdown).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Serves a client that was greeted in another runtime.
+    async fn receive(self, mut connection: Connection<X::Export>, shutdown: CancellationToken, visit: Visit) {
+        let result = async {
+            connection.rehome()?;
+            connection.run(shutdown).await?.close().await;
+            Ok(())
+        };
+        let result = result.await;
+        drop(visit.permit);
+        visit.peer.left(result);
     }
 
     /// Serves one client from its negotiation on, until it leaves or `shutdown` is cancelled and what is under way is
@@ -179,14 +247,22 @@ impl<X: Exports> Server<X> {
         stream: impl Into<Stream>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let negotiation = negotiate(stream.into(), &*self.exports, self.tls.as_ref());
-        let negotiation = timeout(self.shared.limits.handshake, negotiation);
-        let Some(negotiated) = shutdown.run_until_cancelled(negotiation).await else { return Ok(()) };
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the negotiation took too long");
-        let Some((stream, session, export, input)) = negotiated.map_err(late)?? else { return Ok(()) };
-        let connection = Connection::new(stream, input, session, export, Arc::clone(&self.shared));
-        let (End::Left(mut stream) | End::Drained(mut stream, _)) = connection.run(shutdown).await?;
-        stream.close().await;
+        let Some(connection) = self.negotiate(stream.into(), &shutdown).await? else { return Ok(()) };
+        connection.run(shutdown).await?.close().await;
         Ok(())
+    }
+
+    /// Negotiates. `None`: there is nothing to be served.
+    async fn negotiate(
+        &self,
+        stream: Stream,
+        shutdown: &CancellationToken,
+    ) -> io::Result<Option<Connection<X::Export>>> {
+        let negotiation = negotiate(stream, &*self.exports, self.tls.as_ref());
+        let negotiation = timeout(self.shared.limits.handshake, negotiation);
+        let Some(negotiated) = shutdown.run_until_cancelled(negotiation).await else { return Ok(None) };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the negotiation took too long");
+        let settled = negotiated.map_err(late)??;
+        Ok(settled.map(|settled| Connection::new(settled, Arc::clone(&self.shared))))
     }
 }

@@ -39,6 +39,11 @@ impl Encrypted {
         Client::with(shown.map(|certificate| certificate.clone().into_owned()))
     }
 
+    /// Has the runtime that the caller is in tell of the socket.
+    pub(super) fn rehome(&mut self) -> io::Result<()> {
+        self.stream.get_mut().0.rehome()
+    }
+
     pub(super) fn widen(&self) {
         self.stream.get_ref().0.widen();
     }

@@ -13,7 +13,7 @@ mod plain;
 mod transport;
 
 pub use encrypted::Encrypted;
-pub(crate) use negotiate::negotiate;
+pub(crate) use negotiate::{Settled, negotiate};
 pub use transport::Stream;
 
 use crate::session::{Event, Session};
@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 const RECEIVE: usize = 16 << 10;
 /// No more requests are taken while this many bytes wait to be sent.
 const OUTBOX_MAX: u64 = 1 << 20;
+/// A client is no stranger any more after so many requests that were no mistake.
+const GREETED: u64 = 32;
 /// Most requests of one connection that are under way in tasks of their own.
 const TASKS_MAX: usize = 512;
 /// Most extents in one reply.
@@ -86,6 +88,24 @@ pub(crate) enum End {
     Drained(Stream, BytesMut),
 }
 
+impl End {
+    /// Takes leave.
+    pub(crate) async fn close(self) {
+        let (Self::Left(mut stream) | Self::Drained(mut stream, _)) = self;
+        stream.close().await;
+    }
+}
+
+/// Why a connection is not driven on.
+enum Halt {
+    /// The client left.
+    Left,
+    /// What is under way is to be answered, and no more.
+    Drain,
+    /// The client has asked for enough.
+    Known,
+}
+
 /// Bytes of the disk, on their way.
 type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 
@@ -107,20 +127,17 @@ pub(crate) struct Connection<E> {
     reading: bool,
     /// Whether the client wants no more.
     left: bool,
+    /// Requests that were no mistake, ever.
+    executed: u64,
     /// Bytes sent, ever; to see whether any are between two looks.
     sent: u64,
     pace: Pace,
 }
 
 impl<E: Export> Connection<E> {
-    /// A connection that has been negotiated. `input` holds what came after the negotiation.
-    pub(crate) fn new(
-        stream: Stream,
-        input: BytesMut,
-        session: Session,
-        export: Arc<E>,
-        shared: Arc<Shared>,
-    ) -> Self {
+    /// A connection that has been negotiated.
+    pub(crate) fn new(settled: Settled<E>, shared: Arc<Shared>) -> Self {
+        let Settled { stream, input, session, export } = settled;
         stream.widen();
         Self {
             stream,
@@ -135,6 +152,7 @@ impl<E: Export> Connection<E> {
             in_flight: 0,
             reading: true,
             left: false,
+            executed: 0,
             sent: 0,
             pace: Pace::new(),
         }
@@ -144,6 +162,30 @@ impl<E: Export> Connection<E> {
     /// stream still open. A reply that cannot be sent, a client out of step and a task that panicked are errors. Dropping
     /// the future abandons the reads under way.
     pub(crate) async fn run(mut self, drain: CancellationToken) -> io::Result<End> {
+        match self.drive(&drain, u64::MAX).await? {
+            Halt::Left => Ok(End::Left(self.stream)),
+            Halt::Drain | Halt::Known => self.finish().await,
+        }
+    }
+
+    /// Serves until the client has asked for some bytes that are there, and is to be served on by [`run`](Self::run). That
+    /// may be elsewhere, after [`rehome`](Self::rehome). `None`: the client left.
+    pub(crate) async fn greet(mut self, drain: &CancellationToken) -> io::Result<Option<Self>> {
+        match self.drive(drain, GREETED).await? {
+            Halt::Left => {
+                self.stream.close().await;
+                Ok(None)
+            }
+            Halt::Drain | Halt::Known => Ok(Some(self)),
+        }
+    }
+
+    /// Goes on in the runtime that the caller is in.
+    pub(crate) fn rehome(&mut self) -> io::Result<()> {
+        self.stream.rehome()
+    }
+
+    async fn drive(&mut self, drain: &CancellationToken, enough: u64) -> io::Result<Halt> {
         let mut cancelled = pin!(drain.cancelled());
         let period = self.shared.limits.send_stall;
         let mut stall = interval_at(Instant::now() + period, period);
@@ -152,10 +194,13 @@ impl<E: Export> Connection<E> {
         loop {
             self.take_requests()?;
             if self.finished() {
-                return Ok(End::Left(self.stream));
+                return Ok(Halt::Left);
             }
             if drain.is_cancelled() {
-                break;
+                return Ok(Halt::Drain);
+            }
+            if self.executed >= enough {
+                return Ok(Halt::Known);
             }
             if self.linger()? {
                 // Others of this thread have their turn between two requests of this client.
@@ -173,7 +218,6 @@ impl<E: Export> Connection<E> {
             })
             .await?;
         }
-        self.finish().await
     }
 
     /// Serves until the client leaves or there is an instant in which nothing is under way and nothing more has come, and
@@ -361,6 +405,7 @@ impl<E: Export> Connection<E> {
     }
 
     fn execute(&mut self, request: Request) {
+        self.executed += 1;
         match request.command {
             Command::Read => self.read(request),
             Command::BlockStatus => {

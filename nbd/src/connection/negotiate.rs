@@ -15,9 +15,16 @@ use std::sync::Arc;
 /// Room for bytes to come.
 const RECEIVE: usize = 4 << 10;
 
-/// What a client settled on: the stream as it is now, the session to begin, its export, and bytes of the session that
-/// have come already.
-pub(crate) type Settled<E> = (Stream, Session, Arc<E>, BytesMut);
+/// What a client settled on.
+pub(crate) struct Settled<E> {
+    /// The stream as it is now.
+    pub(crate) stream: Stream,
+    /// Bytes of the session that have come already.
+    pub(crate) input: BytesMut,
+    /// The session to begin.
+    pub(crate) session: Session,
+    pub(crate) export: Arc<E>,
+}
 
 /// Negotiates, everything but encryption only once the connection is encrypted if there is `tls`. `None`: the client left
 /// or was sent away, which is no error. The caller bounds the time.
@@ -62,7 +69,8 @@ pub(crate) async fn negotiate<X: Exports>(
             Step::Begin(Negotiated { headers, contexts }) => {
                 send(&mut stream, &mut out).await?;
                 return Ok(export.map(|(info, export)| {
-                    (stream, Session::new(Terms { size: info.size, headers, contexts }), export, input)
+                    let session = Session::new(Terms { size: info.size, headers, contexts });
+                    Settled { stream, input, session, export }
                 }));
             }
             Step::Close => {

@@ -1,6 +1,6 @@
 //! The socket under an encrypted stream.
 
-use super::transport::{receive_now, widen};
+use super::transport::{receive_now, rehomed_tcp, rehomed_unix, widen};
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -32,6 +32,15 @@ impl Plain {
     /// Whether to ask. A read that is pending then wakes nobody.
     pub(super) fn set_eager(&mut self, eager: bool) {
         self.eager = eager;
+    }
+
+    /// Has the runtime that the caller is in tell of the socket.
+    pub(super) fn rehome(&mut self) -> io::Result<()> {
+        self.socket = match &self.socket {
+            Either::Left(stream) => Either::Left(rehomed_unix(stream)?),
+            Either::Right(stream) => Either::Right(rehomed_tcp(stream)?),
+        };
+        Ok(())
     }
 
     pub(super) fn widen(&self) {

@@ -60,6 +60,16 @@ impl Stream {
         }
     }
 
+    /// Has the runtime that the caller is in tell of the socket, instead of the one that did until now.
+    pub(crate) fn rehome(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => *stream = rehomed_unix(stream)?,
+            Self::Tcp(stream) => *stream = rehomed_tcp(stream)?,
+            Self::Tls(stream) => stream.rehome()?,
+        }
+        Ok(())
+    }
+
     /// Makes room for replies that the client has yet to take, for it is not one that only greets. A TCP socket has as much
     /// as its link needs without this.
     pub(super) fn widen(&self) {
@@ -159,6 +169,16 @@ impl Stream {
             }
         }
     }
+}
+
+/// The same socket, of the runtime that the caller is in.
+pub(super) fn rehomed_unix(stream: &UnixStream) -> io::Result<UnixStream> {
+    UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+/// The same socket, of the runtime that the caller is in.
+pub(super) fn rehomed_tcp(stream: &TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
 }
 
 /// Makes room for [`UNSENT`] bytes, or as much as this process may have: only with CAP_NET_ADMIN it is more than
