@@ -102,6 +102,15 @@ impl AnySource {
             AnySource::Smb(source) => source.check(),
         }
     }
+
+    /// As [`check`](Self::check), but for a local file only as often as
+    /// [`FileSource::check_now_and_then`] does.
+    pub fn check_now_and_then(&self) -> Result<(), Error> {
+        match self {
+            AnySource::File(source) => source.check_now_and_then(),
+            other => other.check(),
+        }
+    }
 }
 
 impl Source for AnySource {

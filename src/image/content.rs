@@ -169,7 +169,7 @@ impl Content {
         let range = self.place_of(range);
         match &self.body {
             Body::Local(source, lease) => {
-                if source.check().is_err() {
+                if source.check_now_and_then().is_err() {
                     return false;
                 }
                 out.push(local(lease, range));

@@ -65,6 +65,24 @@ async fn a_change_is_final() {
     assert_ne!(open(&path).unwrap().identity(), source.identity());
 }
 
+#[test]
+fn a_look_that_is_not_always_taken_shows_a_change_soon_and_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.img");
+    std::fs::write(&path, b"one").unwrap();
+    let source = open(&path).unwrap();
+    std::thread::sleep(FRESH);
+    source.check_now_and_then().unwrap();
+    let mut file = File::options().write(true).open(&path).unwrap();
+    file.write_all(b"three").unwrap();
+    let changed = Instant::now();
+    while source.check_now_and_then().is_ok() {
+        assert!(changed.elapsed() < Duration::from_secs(1), "nobody looks");
+    }
+    file.set_len(3).unwrap();
+    assert_eq!(source.check_now_and_then().unwrap_err().kind, Kind::Changed);
+}
+
 #[tokio::test]
 async fn a_replaced_file_goes_on_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
