@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::output;
 use backends::Location;
+use serde::Serialize;
 use sr::Dump;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,8 +13,9 @@ use uuid::Uuid;
 /// The longest dump that is read. Ten thousand VDIs take 5 MiB.
 const LONGEST: u64 = 1 << 30;
 
-/// Writes the dump to the file, wholly or not at all, or to stdout. What is secret in locations is left out.
-pub(super) fn write(mut dump: Dump, file: Option<&Path>) -> Result<()> {
+/// Writes the dump to the file, wholly or not at all, or to stdout. What is secret in locations is left out. With `json`
+/// it is said what was written where; the dump itself, on stdout, is a JSON document of its own.
+pub(super) fn write(mut dump: Dump, file: Option<&Path>, json: bool) -> Result<()> {
     let templates: Vec<(Uuid, String)> =
         dump.templates().map(|(uuid, location)| (uuid, location.to_owned())).collect();
     for (uuid, recorded) in templates {
@@ -37,7 +39,18 @@ pub(super) fn write(mut dump: Dump, file: Option<&Path>) -> Result<()> {
     save().map_err(|e| {
         let _ = fs::remove_file(&beside);
         Error::failed(format!("cannot write {}: {e}", file.display()))
-    })
+    })?;
+    match json {
+        true => output::json(&Written { file, bytes: text.len() }),
+        false => Ok(()),
+    }
+}
+
+/// What is said of a dump that was written to a file.
+#[derive(Serialize)]
+struct Written<'a> {
+    file: &'a Path,
+    bytes: usize,
 }
 
 /// Reads a dump, and completes it with `TEMPLATE=LOCATION`.

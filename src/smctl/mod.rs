@@ -97,7 +97,7 @@ fn run_sr(command: Sr, host: &Host<'_>) -> Result<()> {
             show::done(&open(change.dry_run)?.sr_detach(&sr)?, json)
         }
         Sr::Recover { sr, change } => show::done(&open(change.dry_run)?.sr_recover(&sr)?, json),
-        Sr::Dump { sr, file } => dump::write(open(false)?.sr_dump(&sr)?, file.as_deref()),
+        Sr::Dump { sr, file } => dump::write(open(false)?.sr_dump(&sr)?, file.as_deref(), json),
         Sr::Restore { file, locations, leave_unknown, change } => {
             let dump = dump::read(&file, &locations)?;
             show::done(&open(change.dry_run)?.sr_restore(SrRestore { dump, leave_unknown })?, json)

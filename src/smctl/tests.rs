@@ -305,6 +305,7 @@ const LOOKS: &[Looks] = &[
     (Stage::furnished, "sr probe /dev/sda", &["/0/uuid"], &["attached"]),
     (Stage::furnished, "sr probe other", &[], &["uuid"]),
     (Stage::furnished, "sr dump sr", &["/thinorigin_sr_dump", "/vdis/6"], &["thinorigin_sr_dump"]),
+    (Stage::furnished, "sr dump sr {dir}/dump", &["/file", "/bytes"], &[]),
     (Stage::furnished, "sr watch --once", &["/0/uuid"], &[]),
     (Stage::furnished, "sr watch --once --dry-run", &["/0/uuid"], &[]),
     (
