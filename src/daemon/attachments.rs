@@ -189,8 +189,12 @@ impl Attachments {
         futures_util::future::join_all(looks).await
     }
 
-    /// What the image that `key` names holds.
+    /// What the image that `key` names holds. A device that waits for its image is tried at once.
     pub(crate) async fn content(&self, key: &str) -> Result<Content> {
+        let stranded = self.stranded().get(key).cloned();
+        if let Some(stranded) = stranded {
+            self.rescue(stranded).await?;
+        }
         let export = self.live().get(key).map(|live| live.serving.export.clone());
         let export =
             export.ok_or_else(|| Error::refused(format!("{key}: no image that is served has this key")))?;

@@ -81,7 +81,8 @@ impl Attachments {
         }
     }
 
-    async fn rescue(&self, stranded: Stranded) -> Result<()> {
+    /// Serves a stranded device again, if its image can be opened now.
+    pub(super) async fn rescue(&self, stranded: Stranded) -> Result<()> {
         let key = stranded.record.request.key.clone();
         let image = self.open_image(&stranded.record.request).await?;
         let _changing = self.changing.lock().await;
