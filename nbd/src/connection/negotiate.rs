@@ -74,7 +74,8 @@ pub(crate) async fn negotiate<X: Exports>(
                 }));
             }
             Step::Close => {
-                send(&mut stream, &mut out).await?;
+                // Who asks to be let go does not have to wait for the answer.
+                let _ = send(&mut stream, &mut out).await;
                 return Ok(None);
             }
         };
