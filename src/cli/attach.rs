@@ -2,7 +2,7 @@
 
 use super::args::{Attach, Cache, Daemon, Detach, Reading};
 use super::reading;
-use crate::daemon::{AttachRequest, Attached, Exported, spawn};
+use crate::daemon::{AttachRequest, Attached, Client, Exported, spawn};
 use crate::error::{Error, Result};
 use crate::output;
 use crate::size::Size;
@@ -46,10 +46,8 @@ struct Listed {
 /// Lists what is attached.
 pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
     require_root(daemon)?;
-    let attached = match spawn::existing(&daemon.admin, &[]).await? {
-        Some(client) => client.attached_with_progress().await?,
-        None => Vec::new(),
-    };
+    let ask = async |client: Client| client.attached_with_progress().await;
+    let attached = spawn::ask_existing(&daemon.admin, &[], ask).await?.unwrap_or_default();
     let listed = |attached: Attached| Listed { under_way: under_way(attached.index), attached };
     let mut listed: Vec<Listed> = attached.into_iter().map(listed).collect();
     listed.sort_by_key(|listed| listed.attached.index);
@@ -73,10 +71,8 @@ pub(super) async fn attached(daemon: &Daemon, json: bool) -> Result<()> {
 
 /// Lists what a server exports by name.
 pub(super) async fn exports(daemon: &Daemon, json: bool) -> Result<()> {
-    let exports = match spawn::existing(&daemon.admin, &[]).await? {
-        Some(client) => client.exports().await?,
-        None => Vec::new(),
-    };
+    let ask = async |client: Client| client.exports().await;
+    let exports = spawn::ask_existing(&daemon.admin, &[], ask).await?.unwrap_or_default();
     if json {
         return output::json(&exports);
     }
@@ -100,10 +96,15 @@ pub(super) async fn detach(args: &Detach) -> Result<()> {
     require_root(&args.daemon)?;
     let device = args.device.display();
     let index = device_index(&args.device)?;
-    if let Some(client) = spawn::existing(&args.daemon.admin, &[]).await?
-        && let Some(attached) = client.attached().await?.into_iter().find(|attached| attached.index == index)
-    {
-        return client.detach(&attached.key).await.map(|_| ());
+    let ask = async |client: Client| {
+        let attached = client.attached().await?.into_iter().find(|attached| attached.index == index);
+        match attached {
+            Some(attached) => client.detach(&attached.key).await,
+            None => Ok(None),
+        }
+    };
+    if spawn::ask_existing(&args.daemon.admin, &[], ask).await?.flatten().is_some() {
+        return Ok(());
     }
     Err(Error::refused(format!("{device}: no server has attached anything to this device")))
 }

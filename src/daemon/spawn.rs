@@ -30,7 +30,7 @@ pub(crate) async fn attach(address: &str, options: &[OsString], request: &Attach
 
 /// The server at `address` if it has devices to speak for: one that runs, or one that is started because an earlier
 /// one left devices behind. `None`: nothing is attached.
-pub(crate) async fn existing(address: &str, options: &[OsString]) -> Result<Option<Client>> {
+async fn existing(address: &str, options: &[OsString]) -> Result<Option<Client>> {
     let client = Client::new(address)?;
     if !client.is_running().await {
         if !record::left_behind(client.path()) {
@@ -39,6 +39,25 @@ pub(crate) async fn existing(address: &str, options: &[OsString]) -> Result<Opti
         start_and_wait(&client, address, options, Instant::now()).await?;
     }
     Ok(Some(client))
+}
+
+/// What the server that [`existing`] finds answers to `ask`. One that ends before it answers had nothing to speak for any
+/// more, or has left it to another. `None`: nothing is attached.
+pub(crate) async fn ask_existing<T>(
+    address: &str,
+    options: &[OsString],
+    ask: impl AsyncFn(Client) -> Result<T>,
+) -> Result<Option<T>> {
+    let began = Instant::now();
+    loop {
+        let Some(client) = existing(address, options).await? else { return Ok(None) };
+        match ask(client).await {
+            Err(error) if error.kind == Kind::NoServer && began.elapsed() < START => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            answer => return answer.map(Some),
+        }
+    }
 }
 
 /// Starts a server and waits until it, or another that was started at the same time, answers.
@@ -99,4 +118,30 @@ fn program() -> Result<PathBuf> {
 fn said(log: &Path, status: ExitStatus) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().last().map_or_else(|| status.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_server_that_ends_before_it_answers_has_nothing_attached() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = format!("unix:{}", path.display());
+        // It says that it is well, and is gone.
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            drop(listener);
+            assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+            let well = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            socket.write_all(well).await.unwrap();
+        });
+        let ask = async |client: Client| client.attached().await;
+        assert!(ask_existing(&address, &[], ask).await.unwrap().is_none());
+        server.await.unwrap();
+    }
 }

@@ -41,24 +41,24 @@ impl Server {
 
     /// How much of `template` is local. None where it is not attached, or that cannot be said now.
     pub(crate) fn progress(&self, template: Uuid) -> Option<Progress> {
-        let client = self.existing().ok()??;
-        let attached = self.runtime.block_on(client.attached_with_progress()).ok()?;
+        let attached = self.ask(async |client| client.attached_with_progress().await).ok()??;
         attached.into_iter().find(|attached| attached.key == key(template))?.progress
     }
 
     /// As [`progress`](Self::progress), of every template that is attached.
     pub(crate) fn progress_of_all(&self) -> BTreeMap<Uuid, Progress> {
-        let Ok(Some(client)) = self.existing() else { return BTreeMap::new() };
-        let attached = self.runtime.block_on(client.attached_with_progress()).unwrap_or_default();
+        let attached = self.ask(async |client| client.attached_with_progress().await);
+        let attached = attached.ok().flatten().unwrap_or_default();
         attached
             .iter()
             .filter_map(|attached| Some((template_of(&attached.key)?, attached.progress?)))
             .collect()
     }
 
-    /// A client of the server that speaks for what is attached, if anything is.
-    fn existing(&self) -> std::result::Result<Option<Client>, OriginError> {
-        self.runtime.block_on(spawn::existing(&self.address, &self.options)).map_err(origin_error)
+    /// What the server that speaks for what is attached answers, if anything is attached.
+    fn ask<T>(&self, ask: impl AsyncFn(Client) -> Result<T>) -> std::result::Result<Option<T>, OriginError> {
+        let answer = spawn::ask_existing(&self.address, &self.options, ask);
+        self.runtime.block_on(answer).map_err(origin_error)
     }
 }
 
@@ -126,23 +126,23 @@ impl Origins for Server {
     }
 
     fn detach(&mut self, template: Uuid) -> std::result::Result<Outcome, OriginError> {
-        let Some(client) = self.existing()? else { return Ok(Outcome::Unchanged) };
-        match self.runtime.block_on(client.detach(&key(template))).map_err(origin_error)? {
+        let key = key(template);
+        match self.ask(async |client| client.detach(&key).await)?.flatten() {
             Some(_) => Ok(Outcome::Changed),
             None => Ok(Outcome::Unchanged),
         }
     }
 
     fn content(&mut self, template: Uuid) -> std::result::Result<Content, OriginError> {
-        let client = self.existing()?.ok_or_else(|| OriginError::new("no server runs"))?;
-        let content = self.runtime.block_on(client.content(&key(template))).map_err(origin_error)?;
+        let key = key(template);
+        let content = self.ask(async |client| client.content(&key).await)?;
+        let content = content.ok_or_else(|| OriginError::new("no server runs"))?;
         let data = content.ranges.into_iter().map(|(start, len)| start..start + len).collect();
         Ok(Content { data, stored: content.stored, local: content.local })
     }
 
     fn attached(&mut self) -> std::result::Result<Vec<(Uuid, OriginDevice)>, OriginError> {
-        let Some(client) = self.existing()? else { return Ok(Vec::new()) };
-        let attached = self.runtime.block_on(client.attached()).map_err(origin_error)?;
+        let attached = self.ask(async |client| client.attached().await)?.unwrap_or_default();
         let templates = attached.into_iter().filter_map(|attached| {
             let template = template_of(&attached.key)?;
             let size = attached.size.next_multiple_of(512);
@@ -152,8 +152,7 @@ impl Origins for Server {
     }
 
     fn health(&mut self) -> std::result::Result<Vec<(Uuid, OriginHealth)>, OriginError> {
-        let Some(client) = self.existing()? else { return Ok(Vec::new()) };
-        let attached = self.runtime.block_on(client.attached_with_progress()).map_err(origin_error)?;
+        let attached = self.ask(async |client| client.attached_with_progress().await)?.unwrap_or_default();
         let healths =
             attached.iter().filter_map(|attached| Some((template_of(&attached.key)?, health(attached))));
         Ok(healths.collect())
