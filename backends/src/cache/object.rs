@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The most bytes that one call of a fill covers: large enough for a server far away, small enough that a large read
 /// is spread over several connections.
@@ -61,6 +62,8 @@ pub(super) struct Core {
     ahead: AtomicBool,
     /// Checksums of stored blocks that are not in the index yet.
     unsaved: Mutex<Vec<(u64, u64)>>,
+    /// Held by who writes to the file: those that wait for a file in the kernel wait awake.
+    pen: Semaphore,
     /// Bytes reserved in the store and written since its accounts last looked at the files.
     pub(super) written: AtomicU64,
     /// Where eviction goes on.
@@ -87,6 +90,7 @@ impl Core {
             unread: Bits::new(geometry.blocks()),
             ahead: AtomicBool::new(false),
             unsaved: Mutex::default(),
+            pen: Semaphore::new(1),
             written: AtomicU64::new(0),
             hand: AtomicU64::new(0),
         }
@@ -218,7 +222,9 @@ impl Core {
             return;
         }
         let Some(reserved) = self.store.reserve(len) else { return };
-        let Ok(_turn) = self.store.writers.acquire().await else { return };
+        let (Ok(_pen), Ok(_turn)) = (self.pen.acquire().await, self.store.writers.acquire().await) else {
+            return;
+        };
         let core = self.clone();
         // Left to itself if the runtime ends: then nothing becomes ready, and the bytes are fetched another time.
         let _ = tokio::task::spawn_blocking(move || {

@@ -45,7 +45,7 @@ pub(super) struct Shared {
     used: AtomicU64,
     /// Bytes on their way to the disk.
     writing: AtomicU64,
-    /// Who may write to the disk. Writes to one file wait for each other in the kernel, each with a thread of its own.
+    /// Who may write to the disk, each with a thread of its own.
     pub(super) writers: Semaphore,
     /// How many flights are between delivering their bytes and having them in the file.
     landing: Mutex<u64>,
