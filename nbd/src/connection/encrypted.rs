@@ -1,5 +1,6 @@
 //! A connection's socket under TLS.
 
+use super::lines::Lines;
 use super::outbox::{Next, Outbox};
 use super::plain::Plain;
 use super::transport::break_off;
@@ -20,7 +21,7 @@ const CHUNK: usize = 64 << 10;
 pub struct Encrypted {
     stream: TlsStream<Plain>,
     /// What was read of a file to be encrypted next.
-    chunk: Vec<u8>,
+    chunk: Lines,
     /// Whether something that was taken may not have left yet.
     unsent: bool,
 }
@@ -29,7 +30,7 @@ impl Encrypted {
     /// Does the server's side of the TLS handshake.
     pub(super) async fn accept(plain: Plain, tls: &Tls) -> io::Result<Encrypted> {
         let stream = tls.acceptor().accept(plain).await?;
-        Ok(Encrypted { stream, chunk: Vec::new(), unsent: false })
+        Ok(Encrypted { stream, chunk: Lines::default(), unsent: false })
     }
 
     /// Who is at the other end.
@@ -80,8 +81,8 @@ impl Encrypted {
             let taken = match &next {
                 Next::Slices { slices, .. } => ready!(stream.as_mut().poll_write_vectored(cx, slices))?,
                 Next::File { file, offset, len } => {
-                    self.chunk.resize(CHUNK.min(*len as usize), 0);
-                    match rustix::io::pread(file, &mut self.chunk, *offset) {
+                    self.chunk.grow(CHUNK);
+                    match rustix::io::pread(file, &mut self.chunk[..CHUNK.min(*len as usize)], *offset) {
                         Ok(read @ 1..) => ready!(stream.as_mut().poll_write(cx, &self.chunk[..read]))?,
                         failed => {
                             let error = match failed {

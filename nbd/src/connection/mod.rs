@@ -6,6 +6,7 @@
 //! so that a client which does not read its replies fills its own socket and nothing else.
 
 mod encrypted;
+mod lines;
 mod linger;
 mod negotiate;
 mod outbox;
