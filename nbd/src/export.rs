@@ -19,9 +19,10 @@ impl<T: AsFd + Send + Sync + Debug> FileBytes for T {}
 pub enum Segment {
     /// In memory.
     Bytes(Bytes),
-    /// In a file. Where it cannot be read, [`Export::reread`] is asked. The bytes are sent from the page cache without a copy, and the
-    /// client may take them any time later, so the range must not be overwritten with other bytes even when the reply has
-    /// been sent; punching it out or unlinking the file is safe then.
+    /// In a file. Where it cannot be read, or not within four seconds, [`Export::reread`] is asked. The bytes are sent from
+    /// the page cache without a copy, and the client may take them any time later, so the range must not be overwritten
+    /// with other bytes even when the reply has been sent; punching it out or unlinking the file is safe then. What the
+    /// page cache does not hold yet is read by a thread of its own.
     File {
         /// The file.
         file: Arc<dyn FileBytes>,

@@ -5,6 +5,7 @@
 //! the order in which they are ready. It stops taking requests while too many bytes wait to be sent or to be fetched,
 //! so that a client which does not read its replies fills its own socket and nothing else.
 
+mod disk;
 mod encrypted;
 mod lines;
 mod linger;
@@ -43,6 +44,8 @@ const OUTBOX_MAX: u64 = 1 << 20;
 const GREETED: u64 = 32;
 /// Most requests of one connection that are under way in tasks of their own.
 const TASKS_MAX: usize = 512;
+/// Most of them that ask a disk at a time, each with a thread.
+const DISK_READS: usize = 32;
 /// Most extents in one reply.
 const EXTENTS_MAX: usize = 8 << 10;
 /// How many extents are asked for where one per context is wanted: they are merged per context, and what splits the
@@ -107,6 +110,13 @@ enum Halt {
     Known,
 }
 
+/// The bytes of a read that a file does not give, from elsewhere.
+async fn again(export: &impl Export, request: Request) -> Result<Segments, Failure> {
+    // Validation bounds the length far below 4 GiB.
+    let bytes = export.reread(request.offset, request.length as u32).await?;
+    Ok(Segments::from_iter([Segment::Bytes(bytes)]))
+}
+
 /// Bytes of the disk, on their way.
 type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 
@@ -122,6 +132,8 @@ pub(crate) struct Connection<E> {
     mending: Option<Mending>,
     scratch: Segments,
     tasks: JoinSet<Done>,
+    /// Who of them may ask a disk.
+    disk_reads: Arc<Semaphore>,
     /// Bytes asked for by `tasks`.
     in_flight: u64,
     /// Whether more bytes may come and matter.
@@ -150,6 +162,7 @@ impl<E: Export> Connection<E> {
             mending: None,
             scratch: Segments::new(),
             tasks: JoinSet::new(),
+            disk_reads: Arc::new(Semaphore::new(DISK_READS)),
             in_flight: 0,
             reading: true,
             left: false,
@@ -484,12 +497,36 @@ impl<E: Export> Connection<E> {
         self.outbox.begin_read(request.offset);
         let headers = self.session.terms().headers;
         if let Err(errno) = encode_read(headers, request, segments, &mut self.outbox) {
-            self.outbox.rollback(&mark);
+            let cold = self.outbox.rollback(&mark);
             match segments.iter().any(|segment| matches!(segment, Segment::File { .. })) {
+                true if cold => self.read_from_disk(*request, Segments::from(segments)),
                 true => self.read_again(*request),
                 false => self.answer_error(request, errno),
             }
         }
+    }
+
+    /// Answers a read whose bytes are in a file, of which a disk has yet to give some.
+    fn read_from_disk(&mut self, request: Request, segments: Segments) {
+        self.in_flight += request.length;
+        let export = Arc::clone(&self.export);
+        let (memory, disk_reads) = (Arc::clone(&self.shared.memory), Arc::clone(&self.disk_reads));
+        let permits = request.length.div_ceil(PERMIT) as u32;
+        self.tasks.spawn(async move {
+            // The semaphores are never closed.
+            let permit = memory.acquire_many_owned(permits).await.ok();
+            let turn = disk_reads.acquire().await.ok();
+            let loaded = disk::load(segments).await;
+            drop(turn);
+            let segments = match loaded {
+                Ok(segments) => Ok(segments),
+                Err(error) => {
+                    tracing::debug!(%error, "{} bytes at {:#x} cannot be read from a local file", request.length, request.offset);
+                    again(&*export, request).await
+                }
+            };
+            Done { request, outcome: Outcome::Read(segments), permit }
+        });
     }
 
     /// Answers a read whose bytes were in a file that does not give them.
@@ -497,10 +534,7 @@ impl<E: Export> Connection<E> {
         self.in_flight += request.length;
         let export = Arc::clone(&self.export);
         self.tasks.spawn(async move {
-            // Validation bounds the length far below 4 GiB.
-            let bytes = export.reread(request.offset, request.length as u32).await;
-            let segments =
-                bytes.map(|bytes| Segments::from_iter([Segment::Bytes(bytes)])).map_err(Failure::from);
+            let segments = again(&*export, request).await;
             Done { request, outcome: Outcome::Read(segments), permit: None }
         });
     }

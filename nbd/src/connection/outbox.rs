@@ -3,6 +3,7 @@
 //! Headers and small payloads are gathered in one buffer, so that many small replies leave with one system call; larger
 //! payloads are queued as they are.
 
+use super::disk;
 use crate::wire::Sink;
 use crate::{Errno, FileBytes, Segment};
 use bytes::Bytes;
@@ -87,6 +88,8 @@ pub(super) struct Outbox {
     disk: u64,
     /// Whether the file that is to be sent next cannot be read.
     broken: bool,
+    /// Whether a segment was refused because a disk has yet to give it.
+    cold: bool,
 }
 
 impl Outbox {
@@ -137,13 +140,15 @@ impl Outbox {
         Mark { parts: self.parts.len(), filled, pending: self.pending }
     }
 
-    /// Takes back everything queued since `mark`, of which nothing has been sent.
-    pub(super) fn rollback(&mut self, mark: &Mark) {
+    /// Takes back everything queued since `mark`, of which nothing has been sent. Whether that is because a segment is in a
+    /// file, and a disk has yet to give it.
+    pub(super) fn rollback(&mut self, mark: &Mark) -> bool {
         self.parts.truncate(mark.parts);
         if let Some(Part::Gathered(gathered)) = self.parts.back_mut() {
             gathered.filled = mark.filled;
         }
         self.pending = mark.pending;
+        std::mem::take(&mut self.cold)
     }
 
     /// Room for `len` more bytes in the gathering buffer.
@@ -231,33 +236,21 @@ impl Outbox {
         }
     }
 
-    fn push_file(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32) -> io::Result<()> {
+    /// Queues a stretch of a file, if the page cache holds it; whether it does.
+    fn push_file(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32) -> io::Result<bool> {
         if len < SENDFILE_MIN {
             let gathered = self.gather(len as usize);
-            read_exact_at(file.as_fd(), gathered.room(len as usize), offset)?;
-            gathered.filled += len as usize;
-        } else {
+            let resident = disk::read_resident(file.as_fd(), gathered.room(len as usize), offset)?;
+            gathered.filled += if resident { len as usize } else { 0 };
+            return Ok(resident);
+        }
+        let resident = disk::is_resident(file.as_fd(), offset, len)?;
+        if resident {
             let disk = self.disk;
             self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len, disk });
         }
-        Ok(())
+        Ok(resident)
     }
-}
-
-/// Fills `buffer` from `file`.
-fn read_exact_at(file: BorrowedFd<'_>, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !buffer.is_empty() {
-        match rustix::io::pread(file, &mut *buffer, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                buffer = &mut buffer[read..];
-                offset += read as u64;
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 impl Sink for Outbox {
@@ -277,10 +270,17 @@ impl Sink for Outbox {
             }
             Segment::Bytes(bytes) => self.parts.push_back(Part::Bytes(bytes.clone())),
             Segment::File { len: 0, .. } | Segment::Zero(0) => {}
-            Segment::File { file, offset, len } => self.push_file(file, *offset, *len).map_err(|error| {
-                tracing::debug!(%error, "{len} bytes at {offset:#x} cannot be read from a local file");
-                Errno::Io
-            })?,
+            Segment::File { file, offset, len } => match self.push_file(file, *offset, *len) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.cold = true;
+                    return Err(Errno::Io);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "{len} bytes at {offset:#x} cannot be read from a local file");
+                    return Err(Errno::Io);
+                }
+            },
             Segment::Zero(len) => self.parts.push_back(Part::Zero(*len as usize)),
         }
         self.pending += len;

@@ -1,5 +1,6 @@
 use super::*;
 use std::io::Write;
+use std::os::fd::AsFd;
 
 /// Takes everything out, `step` bytes at a time.
 fn take(outbox: &mut Outbox, step: usize) -> Vec<u8> {
@@ -16,7 +17,7 @@ fn take(outbox: &mut Outbox, step: usize) -> Vec<u8> {
             }
             Next::File { file, offset, len } => {
                 let mut bytes = vec![0; (*len as usize).min(step)];
-                read_exact_at(*file, &mut bytes, *offset).unwrap();
+                disk::read_exact(*file, &mut bytes, *offset).unwrap();
                 out.extend_from_slice(&bytes);
                 bytes.len()
             }
@@ -93,10 +94,43 @@ fn a_reply_that_fails_is_taken_back() {
     outbox.bytes(b"more");
     let short = Segment::File { file, offset: 0, len: 101 };
     assert_eq!(outbox.segment(&short), Err(Errno::Io));
-    outbox.rollback(&mark);
+    assert!(!outbox.rollback(&mark), "it is not the disk that is late");
     outbox.bytes(b"error");
     assert_eq!(outbox.pending(), 11);
     assert_eq!(take(&mut outbox, 4), b"beforeerror");
+}
+
+#[tokio::test]
+async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
+    let content: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
+    let mut written = tempfile::tempfile().unwrap();
+    written.write_all(&content).unwrap();
+    written.sync_all().unwrap();
+    rustix::fs::fadvise(&written, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut byte = [0];
+    if disk::read_resident(written.as_fd(), &mut byte, 0).unwrap() {
+        // A file system in memory, where nothing is late.
+        return;
+    }
+    let file: Arc<dyn FileBytes> = Arc::new(written);
+    for (offset, len) in [(5, 4096), (100_000, SENDFILE_MIN), (1, content.len() as u32 - 1)] {
+        let mut outbox = Outbox::default();
+        outbox.bytes(b"before");
+        let mark = outbox.mark();
+        outbox.bytes(b"header");
+        let segment = Segment::File { file: Arc::clone(&file), offset, len };
+        assert_eq!(outbox.segment(&segment), Err(Errno::Io));
+        assert!(outbox.rollback(&mark), "{offset}, {len}");
+        let loaded = disk::load([Segment::Zero(3), segment].into_iter().collect()).await.unwrap();
+        loaded.iter().for_each(|segment| outbox.segment(segment).unwrap());
+        assert!(!outbox.rollback(&outbox.mark()), "it was late once");
+        let expected = [b"before".as_slice(), &[0; 3], &content[offset as usize..][..len as usize]].concat();
+        assert!(take(&mut outbox, 70_000) == expected, "{offset}, {len}");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let behind = Segment::File { file, offset: content.len() as u64 - 5, len: 6 };
+    let error = disk::load([behind].into_iter().collect()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[test]
@@ -106,7 +140,7 @@ fn what_a_file_does_not_give_comes_from_elsewhere() {
     outbox.begin_read(5000);
     outbox.bytes(b"header");
     outbox.segment(&Segment::Zero(11)).unwrap();
-    outbox.segment(&Segment::File { file: file(&[7; 99]), offset: 0, len }).unwrap();
+    outbox.segment(&Segment::File { file: file(&vec![7; len as usize]), offset: 0, len }).unwrap();
     outbox.bytes(b"next");
     assert_eq!(outbox.pending(), 6 + 11 + u64::from(len) + 4);
     outbox.advance(17);
