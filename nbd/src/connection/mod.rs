@@ -44,8 +44,8 @@ const OUTBOX_MAX: u64 = 1 << 20;
 const GREETED: u64 = 32;
 /// Most requests of one connection that are under way in tasks of their own.
 const TASKS_MAX: usize = 512;
-/// Most of them that ask a disk at a time, each with a thread.
-const DISK_READS: usize = 32;
+/// Most threads that read from a disk for one connection.
+const DISK_THREADS: usize = 8;
 /// Most extents in one reply.
 const EXTENTS_MAX: usize = 8 << 10;
 /// How many extents are asked for where one per context is wanted: they are merged per context, and what splits the
@@ -72,15 +72,15 @@ impl Shared {
 }
 
 /// What a task of its own found out.
-enum Outcome {
-    Read(Result<Segments, Failure>),
-    Status(Result<Vec<Extent>, Errno>),
-    Cached,
+enum Found {
+    Read(Request, Result<Segments, Failure>),
+    Loaded(disk::Loaded),
+    Status(Request, Result<Vec<Extent>, Errno>),
+    Cached(Request),
 }
 
 struct Done {
-    request: Request,
-    outcome: Outcome,
+    found: Found,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -110,13 +110,6 @@ enum Halt {
     Known,
 }
 
-/// The bytes of a read that a file does not give, from elsewhere.
-async fn again(export: &impl Export, request: Request) -> Result<Segments, Failure> {
-    // Validation bounds the length far below 4 GiB.
-    let bytes = export.reread(request.offset, request.length as u32).await?;
-    Ok(Segments::from_iter([Segment::Bytes(bytes)]))
-}
-
 /// Bytes of the disk, on their way.
 type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 
@@ -132,8 +125,9 @@ pub(crate) struct Connection<E> {
     mending: Option<Mending>,
     scratch: Segments,
     tasks: JoinSet<Done>,
-    /// Who of them may ask a disk.
-    disk_reads: Arc<Semaphore>,
+    /// Reads that a disk is to be asked for when all that have been received were looked at.
+    from_disk: disk::Batch,
+    disk_threads: Arc<Semaphore>,
     /// Bytes asked for by `tasks`.
     in_flight: u64,
     /// Whether more bytes may come and matter.
@@ -162,7 +156,8 @@ impl<E: Export> Connection<E> {
             mending: None,
             scratch: Segments::new(),
             tasks: JoinSet::new(),
-            disk_reads: Arc::new(Semaphore::new(DISK_READS)),
+            from_disk: disk::Batch::default(),
+            disk_threads: Arc::new(Semaphore::new(DISK_THREADS)),
             in_flight: 0,
             reading: true,
             left: false,
@@ -415,6 +410,7 @@ impl<E: Export> Connection<E> {
                 }
             }
         }
+        self.ask_disk();
         Ok(())
     }
 
@@ -428,14 +424,14 @@ impl<E: Export> Connection<E> {
                 let max = if one { EXTENTS_FOR_ONE } else { EXTENTS_MAX };
                 self.tasks.spawn(async move {
                     let extents = export.block_status(request.offset, request.length, max).await;
-                    Done { request, outcome: Outcome::Status(extents), permit: None }
+                    Done { found: Found::Status(request, extents), permit: None }
                 });
             }
             Command::Cache => {
                 let export = Arc::clone(&self.export);
                 self.tasks.spawn(async move {
                     export.prefetch(request.offset, request.length).await;
-                    Done { request, outcome: Outcome::Cached, permit: None }
+                    Done { found: Found::Cached(request), permit: None }
                 });
             }
             // FLUSH has nothing to do; no other command passes validation.
@@ -448,7 +444,7 @@ impl<E: Export> Connection<E> {
         let len = request.length as u32;
         let mut segments = std::mem::take(&mut self.scratch);
         match self.export.try_read(request.offset, len, &mut segments) {
-            Some(Ok(())) => self.answer_read(&request, &segments),
+            Some(Ok(())) => self.answer_read(&request, &segments, false),
             Some(Err(failure)) => self.answer_error(&request, failure),
             None => {
                 self.in_flight += request.length;
@@ -459,7 +455,7 @@ impl<E: Export> Connection<E> {
                     // The semaphore is never closed.
                     let permit = memory.acquire_many_owned(permits).await.ok();
                     let segments = export.read(request.offset, len).await;
-                    Done { request, outcome: Outcome::Read(segments), permit }
+                    Done { found: Found::Read(request, segments), permit }
                 });
             }
         }
@@ -468,33 +464,47 @@ impl<E: Export> Connection<E> {
     }
 
     fn answer(&mut self, done: Done) {
-        let Done { request, outcome, permit } = done;
+        let Done { found, permit } = done;
         let headers = self.session.terms().headers;
-        match outcome {
-            Outcome::Read(segments) => {
+        match found {
+            Found::Read(request, segments) => {
                 self.in_flight -= request.length;
                 match segments {
-                    Ok(segments) => self.answer_read(&request, &segments),
+                    Ok(segments) => self.answer_read(&request, &segments, false),
                     Err(failure) => self.answer_error(&request, failure),
                 }
             }
-            Outcome::Cached => encode_done(headers, &request, &mut self.outbox),
-            Outcome::Status(Err(errno)) => self.answer_error(&request, errno),
-            Outcome::Status(Ok(extents)) => self.answer_status(&request, &extents),
+            Found::Loaded(reads) => {
+                for (request, segments) in reads {
+                    self.in_flight -= request.length;
+                    match segments {
+                        Ok(segments) => self.answer_read(&request, &segments, true),
+                        Err(error) => {
+                            let (len, at) = (request.length, request.offset);
+                            tracing::debug!(%error, "{len} bytes at {at:#x} cannot be read from a local file");
+                            self.read_again(request);
+                        }
+                    }
+                }
+            }
+            Found::Cached(request) => encode_done(headers, &request, &mut self.outbox),
+            Found::Status(request, Err(errno)) => self.answer_error(&request, errno),
+            Found::Status(request, Ok(extents)) => self.answer_status(&request, &extents),
         }
         if let Some(permit) = permit {
             self.outbox.release_after(permit);
         }
     }
 
-    fn answer_read(&mut self, request: &Request, segments: &[Segment]) {
+    /// Queues a reply. The disk may have been `fetched` from a moment ago, by which it has come to be at hand.
+    fn answer_read(&mut self, request: &Request, segments: &[Segment], fetched: bool) {
         let len: u64 = segments.iter().map(|segment| u64::from(segment.len())).sum();
         if len != request.length {
             tracing::error!(?request, "the export gave {len} bytes");
             return self.answer_error(request, Errno::Io);
         }
         let mark = self.outbox.mark();
-        self.outbox.begin_read(request.offset);
+        self.outbox.begin_read(request.offset, fetched);
         let headers = self.session.terms().headers;
         if let Err(errno) = encode_read(headers, request, segments, &mut self.outbox) {
             let cold = self.outbox.rollback(&mark);
@@ -506,26 +516,28 @@ impl<E: Export> Connection<E> {
         }
     }
 
-    /// Answers a read whose bytes are in a file, of which a disk has yet to give some.
+    /// Answers a read whose bytes are in a file, of which a disk has yet to give some; soon.
     fn read_from_disk(&mut self, request: Request, segments: Segments) {
+        if self.from_disk.is_full_for(request.length) {
+            self.ask_disk();
+        }
         self.in_flight += request.length;
-        let export = Arc::clone(&self.export);
-        let (memory, disk_reads) = (Arc::clone(&self.shared.memory), Arc::clone(&self.disk_reads));
-        let permits = request.length.div_ceil(PERMIT) as u32;
+        self.from_disk.push(request, segments);
+    }
+
+    /// Begins the reads that wait for this.
+    fn ask_disk(&mut self) {
+        if self.from_disk.is_empty() {
+            return;
+        }
+        let batch = std::mem::take(&mut self.from_disk);
+        let (memory, threads) = (Arc::clone(&self.shared.memory), Arc::clone(&self.disk_threads));
+        let permits = batch.bytes().div_ceil(PERMIT) as u32;
         self.tasks.spawn(async move {
             // The semaphores are never closed.
             let permit = memory.acquire_many_owned(permits).await.ok();
-            let turn = disk_reads.acquire().await.ok();
-            let loaded = disk::load(segments).await;
-            drop(turn);
-            let segments = match loaded {
-                Ok(segments) => Ok(segments),
-                Err(error) => {
-                    tracing::debug!(%error, "{} bytes at {:#x} cannot be read from a local file", request.length, request.offset);
-                    again(&*export, request).await
-                }
-            };
-            Done { request, outcome: Outcome::Read(segments), permit }
+            let _thread = threads.acquire().await.ok();
+            Done { found: Found::Loaded(batch.load().await), permit }
         });
     }
 
@@ -534,8 +546,11 @@ impl<E: Export> Connection<E> {
         self.in_flight += request.length;
         let export = Arc::clone(&self.export);
         self.tasks.spawn(async move {
-            let segments = again(&*export, request).await;
-            Done { request, outcome: Outcome::Read(segments), permit: None }
+            // Validation bounds the length far below 4 GiB.
+            let bytes = export.reread(request.offset, request.length as u32).await;
+            let segments =
+                bytes.map(|bytes| Segments::from_iter([Segment::Bytes(bytes)])).map_err(Failure::from);
+            Done { found: Found::Read(request, segments), permit: None }
         });
     }
 

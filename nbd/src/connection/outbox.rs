@@ -90,6 +90,8 @@ pub(super) struct Outbox {
     broken: bool,
     /// Whether a segment was refused because a disk has yet to give it.
     cold: bool,
+    /// Whether the disk has just been read for the segments that follow.
+    fetched: bool,
 }
 
 impl Outbox {
@@ -105,9 +107,11 @@ impl Outbox {
         }
     }
 
-    /// The segments that follow are those of the disk from `offset` on.
-    pub(super) fn begin_read(&mut self, offset: u64) {
+    /// The segments that follow are those of the disk from `offset` on. If they were `fetched` a moment ago it is not looked
+    /// whether the page cache still has those that leave from there.
+    pub(super) fn begin_read(&mut self, offset: u64, fetched: bool) {
         self.disk = offset;
+        self.fetched = fetched;
     }
 
     /// The file that is to be sent next cannot be read: nothing is sent until [`mend`](Self::mend) was called.
@@ -244,7 +248,7 @@ impl Outbox {
             gathered.filled += if resident { len as usize } else { 0 };
             return Ok(resident);
         }
-        let resident = disk::is_resident(file.as_fd(), offset, len)?;
+        let resident = self.fetched || disk::is_resident(file.as_fd(), offset, len)?;
         if resident {
             let disk = self.disk;
             self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len, disk });

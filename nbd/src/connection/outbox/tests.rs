@@ -1,4 +1,7 @@
 use super::*;
+use crate::Segments;
+use crate::wire::consts::CommandFlags;
+use crate::wire::{Command, Cookie, Request};
 use std::io::Write;
 use std::os::fd::AsFd;
 
@@ -100,6 +103,30 @@ fn a_reply_that_fails_is_taken_back() {
     assert_eq!(take(&mut outbox, 4), b"beforeerror");
 }
 
+fn request(cookie: u64) -> Request {
+    Request {
+        flags: CommandFlags::empty(),
+        command: Command::Read,
+        cookie: Cookie(cookie),
+        offset: 0,
+        length: 4096,
+    }
+}
+
+#[test]
+fn a_batch_has_few_reads_or_one_large_one() {
+    let mut batch = disk::Batch::default();
+    assert!(!batch.is_full_for(32 << 20));
+    batch.push(request(0), Segments::new());
+    assert!(batch.is_full_for(32 << 20));
+    let mut reads = 1;
+    while !batch.is_full_for(4096) {
+        batch.push(request(reads), Segments::new());
+        reads += 1;
+    }
+    assert_eq!((reads, batch.bytes()), (32, 32 * 4096));
+}
+
 #[tokio::test]
 async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
     let content: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
@@ -121,23 +148,37 @@ async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
         let segment = Segment::File { file: Arc::clone(&file), offset, len };
         assert_eq!(outbox.segment(&segment), Err(Errno::Io));
         assert!(outbox.rollback(&mark), "{offset}, {len}");
-        let loaded = disk::load([Segment::Zero(3), segment].into_iter().collect()).await.unwrap();
-        loaded.iter().for_each(|segment| outbox.segment(segment).unwrap());
+        let mut batch = disk::Batch::default();
+        batch.push(request(1), [Segment::Zero(3), segment.clone()].into_iter().collect());
+        batch.push(request(2), [segment].into_iter().collect());
+        let loaded = batch.load().await;
+        assert_eq!(loaded.iter().map(|(request, _)| request.cookie.0).collect::<Vec<_>>(), [1, 2]);
+        outbox.begin_read(0, true);
+        let segments = loaded.into_iter().flat_map(|(_, segments)| segments.unwrap());
+        segments.for_each(|segment| outbox.segment(&segment).unwrap());
         assert!(!outbox.rollback(&outbox.mark()), "it was late once");
-        let expected = [b"before".as_slice(), &[0; 3], &content[offset as usize..][..len as usize]].concat();
+        let content = &content[offset as usize..][..len as usize];
+        let expected = [b"before".as_slice(), &[0; 3], content, content].concat();
         assert!(take(&mut outbox, 70_000) == expected, "{offset}, {len}");
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
-    let behind = Segment::File { file, offset: content.len() as u64 - 5, len: 6 };
-    let error = disk::load([behind].into_iter().collect()).await.unwrap_err();
+    let mut batch = disk::Batch::default();
+    let end = content.len() as u64;
+    for offset in [end - 5, end - 6] {
+        let segment = Segment::File { file: Arc::clone(&file), offset, len: 6 };
+        batch.push(request(offset), [segment].into_iter().collect());
+    }
+    let loaded = batch.load().await;
+    let error = loaded[0].1.as_ref().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(loaded[1].1.is_ok(), "one that fails is no other's affair");
 }
 
 #[test]
 fn what_a_file_does_not_give_comes_from_elsewhere() {
     let len = SENDFILE_MIN * 2;
     let mut outbox = Outbox::default();
-    outbox.begin_read(5000);
+    outbox.begin_read(5000, false);
     outbox.bytes(b"header");
     outbox.segment(&Segment::Zero(11)).unwrap();
     outbox.segment(&Segment::File { file: file(&vec![7; len as usize]), offset: 0, len }).unwrap();
