@@ -39,7 +39,7 @@ pub(super) fn read_resident(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64
             Ok(read) => done += read,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(false),
-            // Not every file system can promise not to wait: before Linux 6.6 one in memory cannot (preadv2(2)).
+            // Not every file system can promise not to wait (preadv2(2)); one in memory need not.
             Err(Errno::OPNOTSUPP) if is_in_memory(file) => {
                 return read_exact(file, &mut buffer[done..], offset + done as u64).map(|()| true);
             }
