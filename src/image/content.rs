@@ -2,7 +2,7 @@
 
 use super::packed::PackedFile;
 use crate::error::{Error, Result};
-use backends::cache::{Fill, Key, Lease, Object, Span, Spans, Store};
+use backends::cache::{Fill, Key, Lease, Object, Pieces, Span, Spans, Store};
 use backends::{AnySource, Identity, Source};
 use bytes::Bytes;
 use std::ops::Range;
@@ -38,8 +38,8 @@ enum Body {
 pub(crate) struct SourceFill(Arc<AnySource>);
 
 impl Fill for SourceFill {
-    async fn fill(&self, range: Range<u64>) -> std::result::Result<Bytes, backends::Error> {
-        self.0.read(range).await
+    async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
+        Ok(vec![(range.start, self.0.read(range).await?)])
     }
 }
 

@@ -5,10 +5,11 @@ use super::stored;
 use super::workers;
 use crate::error::{Error, Result};
 use backends::Buffer;
-use backends::cache::Fill;
+use backends::cache::{Fill, Pieces};
 use bytes::Bytes;
 use formats::{Inflater, Mapping, Unit};
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::FutureExt;
+use futures_util::future::try_join_all;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -17,37 +18,92 @@ use std::sync::Arc;
 /// Least decoded bytes that are worth a task of their own.
 const LEAST_WORK: u32 = 128 << 10;
 
-/// Fills the cache's decoded blocks of one layer. Stretches of a block that the layer holds in another way than
-/// compressed are left zero: nobody looks them up there.
+/// Decoded bytes that are made in one piece at most, in bytes, where no unit is larger: a part of a processor's own cache,
+/// so that they are still there when they are sent and written.
+const LARGEST_PIECE: u64 = 256 << 10;
+
+/// Fills the cache's decoded blocks of one layer. Blocks in which the layer holds nothing compressed are left out, and in
+/// others what it holds in another way is left zero: nobody looks it up there.
 #[derive(Debug)]
-pub(crate) struct DecodeFill(pub(super) Arc<LayerFiles>);
+pub(crate) struct DecodeFill {
+    pub(super) files: Arc<LayerFiles>,
+    /// Bytes in a block of the cache.
+    pub(super) block: u64,
+}
 
 impl Fill for DecodeFill {
-    async fn fill(&self, range: Range<u64>) -> std::result::Result<Bytes, backends::Error> {
-        Ok(fill(&self.0, range).await?)
+    async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
+        Ok(self.pieces(range).await?)
     }
 }
 
-async fn fill(files: &Arc<LayerFiles>, range: Range<u64>) -> Result<Bytes> {
-    let mut wanted = Vec::new();
-    let mut at = range.start;
-    while at < range.end {
-        let run = files.run(at, range.end - at).await?;
-        if let Mapping::Compressed(unit) = run.mapping {
-            wanted.push(unit);
+impl DecodeFill {
+    async fn pieces(&self, range: Range<u64>) -> Result<Pieces> {
+        let files = &self.files;
+        let mut units = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let run = files.run(at, range.end - at).await?;
+            if let Mapping::Compressed(unit) = run.mapping {
+                units.push(unit);
+            }
+            at = run.end();
         }
-        at = run.end();
+        units.dedup();
+        let remote = units.iter().filter(|unit| lies_in(unit, &range) && !stored::is_local(files, unit));
+        let fetched = stored::fetch(files, &remote.copied().collect::<Vec<_>>()).await?;
+        let fetched: HashMap<Unit, Bytes> = fetched.into_iter().collect();
+        let pieces: Vec<_> = pieces(units, &range, self.block)
+            .into_iter()
+            .map(async |(range, units)| {
+                Ok::<_, Error>((range.start, block(files, units, range, &fetched).await?))
+            })
+            .collect();
+        try_join_all(pieces).await
     }
-    wanted.dedup();
-    let gaps = gaps(&wanted, &range);
-    let (whole, cut): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|unit| lies_in(unit, &range));
-    let (local, remote): (Vec<_>, Vec<_>) = whole.into_iter().partition(|unit| stored::is_local(files, unit));
-    let fetched = stored::fetch(files, &remote).await?;
+}
+
+/// Splits `range` into stretches of whole blocks of `block` bytes with the units that each has a part of; blocks without any
+/// are in none. `units` are in the order of the disk and have all a part in the range.
+fn pieces(units: Vec<Unit>, range: &Range<u64>, block: u64) -> Vec<(Range<u64>, Vec<Unit>)> {
+    let mut pieces: Vec<(Range<u64>, Vec<Unit>)> = Vec::new();
+    for unit in units {
+        let start = (unit.guest / block * block).max(range.start);
+        let end = (unit.guest + u64::from(unit.decoded)).next_multiple_of(block).min(range.end);
+        match pieces.last_mut() {
+            Some((last, units))
+                if start < last.end || start == last.end && end - last.start <= LARGEST_PIECE =>
+            {
+                last.end = last.end.max(end);
+                units.push(unit);
+            }
+            _ => pieces.push((start..end, vec![unit])),
+        }
+    }
+    pieces
+}
+
+/// The decoded bytes of `range`, in one piece of memory: those of `units`, which are in the order of the disk, and zeros where
+/// none of them is. Of some of them `fetched` has what is stored.
+async fn block(
+    files: &Arc<LayerFiles>,
+    units: Vec<Unit>,
+    range: Range<u64>,
+    fetched: &HashMap<Unit, Bytes>,
+) -> Result<Bytes> {
+    let gaps = gaps(&units, &range);
+    let (whole, cut): (Vec<_>, Vec<_>) = units.into_iter().partition(|unit| lies_in(unit, &range));
+    let (fetched_units, rest): (Vec<_>, Vec<_>) =
+        whole.into_iter().partition(|unit| fetched.contains_key(unit));
+    let fetched = fetched_units.iter().filter_map(|unit| Some((*unit, fetched.get(unit)?.clone()))).collect();
     // Those that other blocks want a part of as well are decoded by themselves, and remembered.
-    let cut = units(files, &cut, &range).await?;
-    let mut block = Block::new(range)?;
+    let cut = remembered(files, &cut, &range).await?;
+    let length =
+        usize::try_from(range.end - range.start).map_err(|_| Error::failed("a fill beyond memory"))?;
     let layer = files.clone();
     let first = workers::run(move || {
+        // Not before there is a thread for it: what waits for one takes no memory.
+        let mut block = Block { buffer: Buffer::any(length), start: range.start, end: range.end };
         for gap in gaps {
             block.part(gap).fill(0);
         }
@@ -57,7 +113,7 @@ async fn fill(files: &Arc<LayerFiles>, range: Range<u64>) -> Result<Bytes> {
         }
         block.inflate(fetched)?;
         let mut made = Ok(());
-        let left = stored::resident(&layer, local, |unit, stored| {
+        let left = stored::resident(&layer, rest, |unit, stored| {
             if made.is_ok() {
                 made = inflate(unit, stored, block.unit(unit));
             }
@@ -81,12 +137,6 @@ struct Block {
 }
 
 impl Block {
-    fn new(range: Range<u64>) -> Result<Self> {
-        let length = usize::try_from(range.end - range.start);
-        let buffer = Buffer::any(length.map_err(|_| Error::failed("a fill beyond memory"))?);
-        Ok(Block { buffer, start: range.start, end: range.end })
-    }
-
     fn part(&mut self, range: Range<u64>) -> &mut [u8] {
         let content = self.buffer.content();
         let index = |at: u64| usize::try_from(at - self.start).unwrap_or(usize::MAX).min(content.len());
@@ -127,9 +177,34 @@ pub(super) fn slice(unit: &Unit, decoded: &Bytes, range: Range<u64>) -> Bytes {
     decoded.slice(index(range.start)..index(range.end))
 }
 
-/// The decoded bytes of each of `units`, in their order. Those that lie in `asked` as a whole are the first that are
-/// forgotten: who reads in sequence does not come back.
-pub(super) async fn units(
+/// The decoded bytes of `range`, which `units` cover without a gap, where no cache keeps them.
+///
+/// A unit that is local and lies in the range as a whole is not remembered: who reads in sequence does not come back.
+pub(super) async fn units(files: &Arc<LayerFiles>, units: &[Unit], range: &Range<u64>) -> Result<Vec<Bytes>> {
+    let part = |unit: &Unit| range.start.max(unit.guest)..range.end.min(unit.guest + u64::from(unit.decoded));
+    if !units.iter().all(|unit| stored::is_local(files, unit)) {
+        let decoded = remembered(files, units, range).await?;
+        return Ok(decoded.iter().map(|(unit, bytes)| slice(unit, bytes, part(unit))).collect());
+    }
+    let none = HashMap::new();
+    let blocks = shares(units).map(|units| {
+        let range =
+            units.first().map_or(0, |unit| part(unit).start)..units.last().map_or(0, |unit| part(unit).end);
+        block(files, units.to_vec(), range, &none)
+    });
+    try_join_all(blocks).await
+}
+
+/// Parts of `units`, each to be decoded by one task: as many as there are processors with nothing to do, for more would
+/// only take turns.
+fn shares(units: &[Unit]) -> impl Iterator<Item = &[Unit]> {
+    let least = units.first().map_or(1, |unit| LEAST_WORK.div_ceil(unit.decoded.max(1)) as usize);
+    units.chunks(units.len().div_ceil(workers::idle().max(1)).max(least))
+}
+
+/// The decoded bytes of each of `units`, in their order, made once for all who ask for them. Those that lie in `asked` as a
+/// whole are the first that are forgotten.
+async fn remembered(
     files: &Arc<LayerFiles>,
     units: &[Unit],
     asked: &Range<u64>,
@@ -138,16 +213,12 @@ pub(super) async fn units(
     let (local, remote): (Vec<_>, Vec<_>) = missing.partition(|unit| stored::is_local(files, unit));
     let local: HashSet<Unit> = local.into_iter().collect();
     let fetched: HashMap<Unit, Bytes> = stored::fetch(files, &remote).await?.into_iter().collect();
-    // As many tasks as there are processors with nothing to do: more would only take turns.
-    let idle = workers::idle().max(1);
-    let least = units.first().map_or(1, |unit| LEAST_WORK.div_ceil(unit.decoded.max(1)) as usize);
-    let batches = units.chunks(units.len().div_ceil(idle).max(least)).map(|units| {
+    let batches = shares(units).map(|units| {
         let fetched = units.iter().filter_map(|unit| Some((*unit, fetched.get(unit)?.clone()))).collect();
         let local = units.iter().filter(|unit| local.contains(unit)).copied().collect();
         batch(files, units, fetched, local)
     });
-    let batches: Vec<_> = batches.collect();
-    let decoded: Vec<Vec<_>> = stream::iter(batches).buffered(idle).try_collect().await?;
+    let decoded = try_join_all(batches).await?;
     units.iter().filter(|unit| lies_in(unit, asked)).for_each(|unit| files.units.demote(unit));
     Ok(decoded.into_iter().flatten().collect())
 }

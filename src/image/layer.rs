@@ -115,7 +115,7 @@ impl CachedLayer {
                 let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
                 let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
                 let key = files.decoded_key();
-                let fill = DecodeFill(files.clone());
+                let fill = DecodeFill { files: files.clone(), block: block.into() };
                 Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
             }
             _ => None,
@@ -140,11 +140,7 @@ impl CachedLayer {
     /// Decodes what is missing of `units`, which cover the guest range `range` without a gap, and says where it is.
     pub(crate) async fn get_decoded(&self, units: &[Unit], range: Range<u64>, out: &mut Spans) -> Result<()> {
         let Some(object) = &self.decoded else {
-            for (unit, bytes) in decode::units(&self.files, units, &range).await? {
-                let start = range.start.max(unit.guest);
-                let end = range.end.min(unit.guest + u64::from(unit.decoded));
-                out.push(Span::Bytes(decode::slice(&unit, &bytes, start..end)));
-            }
+            out.extend(decode::units(&self.files, units, &range).await?.into_iter().map(Span::Bytes));
             return Ok(());
         };
         Ok(object.get(range, out).await?)

@@ -7,7 +7,7 @@ use super::content::Content;
 use crate::error::{Error, Result};
 use crate::memo::Memo;
 use backends::Identity;
-use backends::cache::{Fill, Key, Object, Span, Spans, Store};
+use backends::cache::{Fill, Key, Object, Pieces, Span, Spans, Store};
 use bytes::{Bytes, BytesMut};
 use formats::container::Packed;
 use std::ops::Range;
@@ -41,18 +41,21 @@ struct Blocks {
 struct BlockFill(Arc<Blocks>);
 
 impl Fill for BlockFill {
-    async fn fill(&self, range: Range<u64>) -> std::result::Result<Bytes, backends::Error> {
+    async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
         let spans = self.0.get(range.clone()).await?;
-        if let [Span::Bytes(bytes)] = spans.as_slice() {
-            return Ok(bytes.clone());
-        }
-        let mut out = BytesMut::new();
-        for span in &spans {
-            if let Span::Bytes(bytes) = span {
-                out.extend_from_slice(bytes);
+        let bytes = match spans.as_slice() {
+            [Span::Bytes(bytes)] => bytes.clone(),
+            spans => {
+                let mut out = BytesMut::new();
+                for span in spans {
+                    if let Span::Bytes(bytes) = span {
+                        out.extend_from_slice(bytes);
+                    }
+                }
+                out.freeze()
             }
-        }
-        Ok(out.freeze())
+        };
+        Ok(vec![(range.start, bytes)])
     }
 }
 

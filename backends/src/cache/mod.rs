@@ -41,6 +41,7 @@ mod keeper;
 mod object;
 mod stock;
 mod store;
+mod writer;
 
 pub use object::Object;
 pub use stock::{Stock, Stored, Verified};
@@ -115,11 +116,14 @@ impl Span {
 /// Consecutive spans that together are a range.
 pub type Spans = SmallVec<[Span; 4]>;
 
-/// How blocks that are not in the cache come about. A fill covers whole blocks (the last one cut at the object's
-/// size), may be called for several blocks at once, and answers exactly as many bytes as were asked for.
+/// Bytes of an object, each piece with its offset: whole blocks (the last one cut at the object's size), in order.
+pub type Pieces = Vec<(u64, Bytes)>;
+
+/// How blocks that are not in the cache come about.
 pub trait Fill: Send + Sync + 'static {
-    /// The bytes of `range`.
-    fn fill(&self, range: Range<u64>) -> impl Future<Output = Result<Bytes, Error>> + Send;
+    /// The bytes of `range`, which covers whole blocks (the last one cut at the object's size), in one piece or several. It
+    /// may leave out blocks that no reader can ask for.
+    fn fill(&self, range: Range<u64>) -> impl Future<Output = Result<Pieces, Error>> + Send;
 }
 
 /// What names a cached object: equal keys hold equal bytes.

@@ -4,8 +4,9 @@ use super::ahead::Streams;
 use super::bits::Bits;
 use super::disk::{Disk, Geometry};
 use super::flight::{self, Flight, Pilot, Table};
-use super::store::Shared;
-use super::{Fill, Key, Lease, Span, Spans};
+use super::store::{Reserved, Shared};
+use super::writer::{self, Landed, Queue};
+use super::{Fill, Key, Lease, Pieces, Span, Spans};
 use crate::{Error, Kind};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -16,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 /// The most bytes that one call of a fill covers: large enough for a server far away, small enough that a large read
 /// is spread over several connections.
@@ -62,8 +62,8 @@ pub(super) struct Core {
     ahead: AtomicBool,
     /// Checksums of stored blocks that are not in the index yet.
     unsaved: Mutex<Vec<(u64, u64)>>,
-    /// Held by who writes to the file: those that wait for a file in the kernel wait awake.
-    pen: Semaphore,
+    /// Blocks on their way to the file.
+    pub(super) queue: Queue,
     /// Bytes reserved in the store and written since its accounts last looked at the files.
     pub(super) written: AtomicU64,
     /// Where eviction goes on.
@@ -90,7 +90,7 @@ impl Core {
             unread: Bits::new(geometry.blocks()),
             ahead: AtomicBool::new(false),
             unsaved: Mutex::default(),
-            pen: Semaphore::new(1),
+            queue: Queue::default(),
             written: AtomicU64::new(0),
             hand: AtomicU64::new(0),
         }
@@ -214,33 +214,19 @@ impl Core {
         found
     }
 
-    /// Writes fetched bytes, whole blocks from `first` on, to the file, if there is one and room for them. What goes
-    /// wrong is the store's affair; the bytes are with those who asked for them already.
-    async fn keep(self: &Arc<Self>, first: u64, bytes: Bytes) {
-        let len = bytes.len() as u64;
-        if self.disk().is_none() || !self.store.is_well() {
-            return;
-        }
-        let Some(reserved) = self.store.reserve(len) else { return };
-        let (Ok(_pen), Ok(_turn)) = (self.pen.acquire().await, self.store.writers.acquire().await) else {
-            return;
-        };
-        let core = self.clone();
-        // Left to itself if the runtime ends: then nothing becomes ready, and the bytes are fetched another time.
-        let _ = tokio::task::spawn_blocking(move || {
-            let Some(disk) = core.disk() else { return };
-            let result = disk.store(first, &bytes);
-            reserved.written(&core);
-            match result {
-                Ok(sums) => {
-                    core.ready.set(first..first + sums.len() as u64);
-                    core.unsaved.lock().unwrap_or_else(PoisonError::into_inner).extend(sums);
-                    core.store.dirty(&core);
-                }
-                Err(error) => core.store.failed("a block cannot be stored", &error),
+    /// Writes `bytes`, whole blocks from `first` on, to the file, and makes them ready. Waits for the disk.
+    pub(super) fn store_blocks(self: &Arc<Self>, first: u64, bytes: &[u8], reserved: Reserved) {
+        let Some(disk) = self.disk() else { return };
+        let result = disk.store(first, bytes);
+        reserved.written(self);
+        match result {
+            Ok(sums) => {
+                self.ready.set(first..first + sums.len() as u64);
+                self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).extend(sums);
+                self.store.dirty(self);
             }
-        })
-        .await;
+            Err(error) => self.store.failed("a block cannot be stored", &error),
+        }
     }
 
     /// Makes durable what was stored, and then the checksums that vouch for it. May wait for the disk.
@@ -367,6 +353,11 @@ impl<F: Fill> Object<F> {
                     }
                 }
             }
+        }
+        let got: u64 = out[had..].iter().map(Span::len).sum();
+        if got != range.end - range.start {
+            out.truncate(had);
+            return Err(self.wrong_number(got, range.end - range.start));
         }
         Ok(())
     }
@@ -522,32 +513,45 @@ impl<F: Fill> Object<F> {
             at = end;
         }
         let filled = match try_join_all(gaps.iter().map(|gap| self.fill_gap(gap))).await {
-            Ok(filled) => filled,
+            Ok(filled) => filled.concat(),
             Err(error) => return pilot.fail(error),
         };
         let offset = |block: u64| block * core.geometry.block;
         let found = (blocks.start..).zip(found).filter_map(|(block, bytes)| Some((offset(block), bytes?)));
-        let fetched = gaps.iter().zip(&filled).map(|(gap, bytes)| (offset(gap.start), bytes.clone()));
-        let mut pieces: Vec<(u64, Bytes)> = found.chain(fetched).collect();
+        let mut pieces: Pieces = found.chain(filled.iter().cloned()).collect();
         pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        let _landing = core.store.landing();
+        let landing = core.store.landing();
         pilot.deliver(pieces.into());
-        for (gap, bytes) in gaps.into_iter().zip(filled) {
-            if !gap.clone().any(|block| pilot.evicting.contains(&block)) {
-                core.keep(gap.start, bytes).await;
-            }
+        let evicting = |at: u64, bytes: &Bytes| {
+            let blocks = core.geometry.touched(&(at..at + bytes.len() as u64));
+            pilot.evicting.iter().any(|block| blocks.contains(block))
+        };
+        let kept: Vec<_> = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
+        let flight = Arc::new(Landed { _pilot: pilot, _landing: landing });
+        for (at, bytes) in kept {
+            writer::keep(core, at / core.geometry.block, bytes, flight.clone());
         }
     }
 
-    async fn fill_gap(&self, gap: &Range<u64>) -> Result<Bytes, Error> {
+    async fn fill_gap(&self, gap: &Range<u64>) -> Result<Pieces, Error> {
         let range = self.core.geometry.bytes(gap);
-        let bytes = self.fill.fill(range.clone()).await?;
-        if bytes.len() as u64 == range.end - range.start {
-            return Ok(bytes);
+        let pieces = self.fill.fill(range.clone()).await?;
+        let mut next = range.start;
+        for (at, bytes) in &pieces {
+            let end = at + bytes.len() as u64;
+            let whole = at % self.core.geometry.block == 0
+                && (end % self.core.geometry.block == 0 || end == self.core.geometry.size);
+            if *at < next || end > range.end || !whole {
+                return Err(self.wrong_number(bytes.len() as u64, range.end - range.start));
+            }
+            next = end;
         }
-        let (got, asked) = (bytes.len(), range.end - range.start);
+        Ok(pieces)
+    }
+
+    fn wrong_number(&self, got: u64, asked: u64) -> Error {
         let location = &self.core.key.identity.location;
-        Err(Error::new(Kind::BadAnswer, format!("{location}: {got} bytes came when {asked} were asked for")))
+        Error::new(Kind::BadAnswer, format!("{location}: {got} bytes came when {asked} were asked for"))
     }
 }
 

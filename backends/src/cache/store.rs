@@ -20,6 +20,8 @@ const REST: Duration = Duration::from_secs(30);
 
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
+/// How much of it at most while more is fetched than is asked for.
+const MAX_AHEAD: u64 = 16 << 20;
 /// Most threads that write to the disk.
 const MAX_WRITERS: usize = 4;
 
@@ -315,7 +317,7 @@ impl Shared {
 
     /// Whether more may be fetched than is asked for: it could be kept, and the disk is not behind.
     pub(super) fn has_room(&self) -> bool {
-        self.is_well() && self.writing.load(Ordering::Relaxed) < MAX_WRITING / 2
+        self.is_well() && self.writing.load(Ordering::Relaxed) < MAX_AHEAD
     }
 
     /// Says that a flight is about to deliver bytes that it will then write. To be held until they are written.

@@ -64,7 +64,7 @@ impl Maker {
 }
 
 impl Fill for Maker {
-    async fn fill(&self, range: Range<u64>) -> Result<Bytes, Error> {
+    async fn fill(&self, range: Range<u64>) -> Result<Pieces, Error> {
         self.0.ranges.lock().unwrap().push(range.clone());
         self.0.gate.acquire().await.unwrap().forget();
         assert!(!self.0.panic.swap(false, Ordering::SeqCst), "as asked for");
@@ -72,9 +72,9 @@ impl Fill for Maker {
             return Err(Error::new(Kind::Unreachable, "as asked for"));
         }
         if self.0.short.swap(false, Ordering::SeqCst) {
-            return Ok(expect(range.start..range.end - 1).into());
+            return Ok(vec![(range.start, expect(range.start..range.end - 1).into())]);
         }
-        Ok(expect(range).into())
+        Ok(vec![(range.start, expect(range).into())])
     }
 }
 
@@ -309,8 +309,8 @@ impl Sparse {
 }
 
 impl Fill for Sparse {
-    async fn fill(&self, range: Range<u64>) -> Result<Bytes, Error> {
-        Ok(Sparse::bytes(range).into())
+    async fn fill(&self, range: Range<u64>) -> Result<Pieces, Error> {
+        Ok(vec![(range.start, Sparse::bytes(range).into())])
     }
 }
 
