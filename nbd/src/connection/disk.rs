@@ -50,11 +50,10 @@ pub(super) fn read_resident(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64
     Ok(true)
 }
 
-/// Whether the page cache seems to hold `len` bytes from `offset` of `file` on: their first and their last.
+/// Whether the page cache seems to hold `len` bytes from `offset` of `file` on: their last one, which the kernel reads ahead
+/// after all others. To look at their first as well costs a twentieth of a copy.
 pub(super) fn is_resident(file: BorrowedFd<'_>, offset: u64, len: u32) -> io::Result<bool> {
-    let mut byte = [0];
-    let last = offset + u64::from(len.saturating_sub(1));
-    Ok(read_resident(file, &mut byte, offset)? && read_resident(file, &mut byte, last)?)
+    read_resident(file, &mut [0], offset + u64::from(len.saturating_sub(1)))
 }
 
 fn is_in_memory(file: BorrowedFd<'_>) -> bool {
