@@ -111,6 +111,14 @@ impl AnySource {
             other => other.check(),
         }
     }
+
+    /// How many bytes from the first on can be read without asking a server, for a moment, because opening brought them along.
+    pub fn at_hand(&self) -> u64 {
+        match self {
+            AnySource::Http(source) => source.at_hand(),
+            _ => 0,
+        }
+    }
 }
 
 impl Source for AnySource {

@@ -43,8 +43,19 @@ impl Fill for SourceFill {
     }
 }
 
+/// Has the cache keep what opening the source brought along: the reads that follow are likely to want some of it.
+fn keep_first(source: &AnySource, object: &Arc<Object<SourceFill>>) {
+    let at_hand = source.at_hand();
+    let first = if at_hand == source.len() { at_hand } else { at_hand - at_hand % u64::from(BLOCK) };
+    if first > 0 {
+        let object = object.clone();
+        // If it fails, the reads will tell.
+        tokio::spawn(async move { drop(object.warm(0..first).await) });
+    }
+}
+
 impl Content {
-    /// Wraps `source`, with `store` as the cache of what is not local.
+    /// Wraps `source`, with `store` as the cache of what is not local. Must run in a tokio runtime.
     pub(crate) fn new(source: AnySource, store: Option<&Store>) -> Result<Self> {
         let source = Arc::new(source);
         let part = 0..source.len();
@@ -57,6 +68,7 @@ impl Content {
             (_, Some(store)) => {
                 let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
                 let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone()))?;
+                keep_first(&source, &object);
                 Body::Cached(source, object)
             }
         };
@@ -265,7 +277,7 @@ impl Content {
     /// The bytes of `range` in memory, by way of the cache.
     async fn gathered(&self, range: Range<u64>) -> Result<Bytes> {
         let mut spans = Spans::new();
-        self.get(range.clone(), &mut spans).await?;
+        self.get_exactly(range.clone(), &mut spans).await?;
         let location = &self.identity().location;
         if let Ok(bytes) = gather(&spans, location).await {
             return Ok(bytes);
@@ -273,8 +285,16 @@ impl Content {
         // A disk that fails is the cache's affair.
         self.spoil(range.clone());
         spans.clear();
-        self.get(range, &mut spans).await?;
+        self.get_exactly(range, &mut spans).await?;
         gather(&spans, location).await
+    }
+
+    /// As [`get`](Self::get), but nothing else is fetched ahead.
+    async fn get_exactly(&self, range: Range<u64>, out: &mut Spans) -> Result<()> {
+        match &self.body {
+            Body::Cached(_, object) => Ok(object.get_exactly(self.place_of(range), out).await?),
+            _ => self.get(range, out).await,
+        }
     }
 
     fn clip(&self, range: Range<u64>) -> Range<u64> {

@@ -93,9 +93,13 @@ async fn block(
 ) -> Result<Bytes> {
     let gaps = gaps(&units, &range);
     let (whole, cut): (Vec<_>, Vec<_>) = units.into_iter().partition(|unit| lies_in(unit, &range));
-    let (fetched_units, rest): (Vec<_>, Vec<_>) =
-        whole.into_iter().partition(|unit| fetched.contains_key(unit));
-    let fetched = fetched_units.iter().filter_map(|unit| Some((*unit, fetched.get(unit)?.clone()))).collect();
+    let (mut stored, mut rest) = (Vec::new(), Vec::new());
+    for unit in whole {
+        match fetched.get(&unit) {
+            Some(bytes) => stored.push((unit, bytes.clone())),
+            None => rest.push(unit),
+        }
+    }
     // Those that other blocks want a part of as well are decoded by themselves, and remembered.
     let cut = remembered(files, &cut, &range).await?;
     let length =
@@ -111,7 +115,7 @@ async fn block(
             let part = block.start.max(unit.guest)..block.end.min(unit.guest + u64::from(unit.decoded));
             block.part(part.clone()).copy_from_slice(&slice(unit, bytes, part));
         }
-        block.inflate(fetched)?;
+        block.inflate(stored)?;
         let mut made = Ok(());
         let left = stored::resident(&layer, rest, |unit, stored| {
             if made.is_ok() {
@@ -182,7 +186,8 @@ pub(super) fn slice(unit: &Unit, decoded: &Bytes, range: Range<u64>) -> Bytes {
 /// A unit that is local and lies in the range as a whole is not remembered: who reads in sequence does not come back.
 pub(super) async fn units(files: &Arc<LayerFiles>, units: &[Unit], range: &Range<u64>) -> Result<Vec<Bytes>> {
     let part = |unit: &Unit| range.start.max(unit.guest)..range.end.min(unit.guest + u64::from(unit.decoded));
-    if !units.iter().all(|unit| stored::is_local(files, unit)) {
+    let local = units.iter().all(|unit| stored::is_local(files, unit));
+    if !local || !units.iter().any(|unit| lies_in(unit, range)) {
         let decoded = remembered(files, units, range).await?;
         return Ok(decoded.iter().map(|(unit, bytes)| slice(unit, bytes, part(unit))).collect());
     }
@@ -302,4 +307,57 @@ fn inflate(unit: &Unit, stored: &[u8], clear: &mut [u8]) -> formats::Result<()> 
         static INFLATER: RefCell<Inflater> = RefCell::new(Inflater::new());
     }
     INFLATER.with_borrow_mut(|inflater| inflater.decode_into(unit.codec, stored, clear))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use formats::{Codec, FileIndex};
+
+    fn unit(guest: u64, decoded: u32) -> Unit {
+        Unit { codec: Codec::Zstd, file: FileIndex(0), at: 0, len: 1, guest, decoded }
+    }
+
+    /// As `pieces` says, but of each unit only where it begins.
+    fn split(units: &[(u64, u32)], range: Range<u64>, block: u64) -> Vec<(Range<u64>, Vec<u64>)> {
+        let units = units.iter().map(|(guest, decoded)| unit(*guest, *decoded)).collect();
+        let split = pieces(units, &range, block);
+        split
+            .into_iter()
+            .map(|(range, units)| (range, units.iter().map(|unit| unit.guest).collect()))
+            .collect()
+    }
+
+    const K: u64 = 1 << 10;
+
+    #[test]
+    fn blocks_with_nothing_compressed_are_in_no_piece() {
+        let units = [(0, 64 << 10), (64 * K, 64 << 10), (256 * K, 64 << 10)];
+        let expect = vec![(0..128 * K, vec![0, 64 * K]), (256 * K..320 * K, vec![256 * K])];
+        assert_eq!(split(&units, 0..512 * K, 64 * K), expect);
+        assert_eq!(split(&[], 0..512 * K, 64 * K), vec![]);
+    }
+
+    #[test]
+    fn pieces_are_small_unless_a_unit_is_not() {
+        let units: Vec<_> = (0..8).map(|n| (n * 64 * K, 64 << 10)).collect();
+        let split_at = |units: &[_], block| -> Vec<_> {
+            split(units, 0..4096 * K, block).into_iter().map(|(range, _)| range).collect()
+        };
+        assert_eq!(split_at(&units, 64 * K), vec![0..256 * K, 256 * K..512 * K]);
+        assert_eq!(
+            split_at(&[(0, 2 << 20), (2048 * K, 2 << 20)], 2048 * K),
+            vec![0..2048 * K, 2048 * K..4096 * K]
+        );
+        // All of a block is in one piece.
+        let small: Vec<_> = (0..512).map(|n| (n * 4 * K, 4 << 10)).collect();
+        assert_eq!(split_at(&small, 1024 * K), vec![0..1024 * K, 1024 * K..2048 * K]);
+    }
+
+    #[test]
+    fn a_unit_that_reaches_beyond_the_range_is_cut() {
+        let units = [(0, 64 << 10), (64 * K, 64 << 10)];
+        assert_eq!(split(&units, 32 * K..96 * K, 4 * K), vec![(32 * K..96 * K, vec![0, 64 * K])]);
+        assert_eq!(split(&[(0, 1 << 10)], 0..K, 4 * K), vec![(0..K, vec![0])]);
+    }
 }

@@ -302,6 +302,11 @@ impl<F: Fill> Object<F> {
         self.fetch(range, out, true).await
     }
 
+    /// As [`get`](Self::get), for who does not come back for what follows: nothing beyond the range is fetched.
+    pub async fn get_exactly(self: &Arc<Self>, range: Range<u64>, out: &mut Spans) -> Result<(), Error> {
+        self.fetch(range, out, false).await
+    }
+
     /// [`get`](Self::get), with or without reading ahead.
     async fn fetch(self: &Arc<Self>, range: Range<u64>, out: &mut Spans, ahead: bool) -> Result<(), Error> {
         if range.start > range.end || range.end > self.core.geometry.size {
@@ -527,7 +532,7 @@ impl<F: Fill> Object<F> {
             pilot.evicting.iter().any(|block| blocks.contains(block))
         };
         let kept: Vec<_> = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
-        let flight = Arc::new(Landed { _pilot: pilot, _landing: landing });
+        let flight = Arc::new(Landed { _landing: landing, _pilot: pilot });
         for (at, bytes) in kept {
             writer::keep(core, at / core.geometry.block, bytes, flight.clone());
         }
@@ -539,8 +544,8 @@ impl<F: Fill> Object<F> {
         let mut next = range.start;
         for (at, bytes) in &pieces {
             let end = at + bytes.len() as u64;
-            let whole = at % self.core.geometry.block == 0
-                && (end % self.core.geometry.block == 0 || end == self.core.geometry.size);
+            let Geometry { block, size } = self.core.geometry;
+            let whole = at.is_multiple_of(block) && (end.is_multiple_of(block) || end == size);
             if *at < next || end > range.end || !whole {
                 return Err(self.wrong_number(bytes.len() as u64, range.end - range.start));
             }

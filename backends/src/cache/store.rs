@@ -48,7 +48,7 @@ pub(super) struct Shared {
     /// Bytes on their way to the disk.
     writing: AtomicU64,
     /// Who may write to the disk, each with a thread of its own.
-    pub(super) writers: Semaphore,
+    pub(super) writers: Arc<Semaphore>,
     /// How many flights are between delivering their bytes and having them in the file.
     landing: Mutex<u64>,
     landed: Condvar,
@@ -93,7 +93,7 @@ impl Store {
             max: max_bytes,
             used: AtomicU64::new(0),
             writing: AtomicU64::new(0),
-            writers: Semaphore::new(MAX_WRITERS),
+            writers: Arc::new(Semaphore::new(MAX_WRITERS)),
             landing: Mutex::default(),
             landed: Condvar::new(),
             lock: OnceLock::new(),
@@ -179,6 +179,12 @@ impl Store {
     /// Disk space it may take, in bytes.
     pub fn limit(&self) -> u64 {
         self.shared.max
+    }
+
+    /// Who may write to the disk.
+    #[cfg(test)]
+    pub(super) fn writers(&self) -> Arc<Semaphore> {
+        self.shared.writers.clone()
     }
 
     /// Whether this process owns the store.

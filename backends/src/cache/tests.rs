@@ -591,7 +591,8 @@ async fn a_reader_in_sequence_is_read_ahead_for_and_each_block_is_fetched_once()
     }
     let fills = maker.ranges().len() as u64;
     assert!(fills < blocks / 64, "{fills} requests for {blocks} blocks");
-    assert!((0..blocks).all(|block| maker.counts()[&block] == 1));
+    let counts = maker.counts();
+    assert!((0..blocks).all(|block| counts[&block] == 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

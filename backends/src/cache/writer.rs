@@ -8,24 +8,28 @@ use super::object::Core;
 use super::store::{Landing, Reserved};
 use bytes::Bytes;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::Semaphore;
 
 /// Bytes after which a thread has others write, of whose objects more may wait than there are threads.
 const TURN: usize = 16 << 20;
 
-/// A flight that has delivered and is not over yet. The pilot goes first: who waits for the landing finds the blocks ready.
+/// A flight that has delivered and is not over yet. The pilot goes last: by what it ends, others know that nothing of the
+/// object is in use any more.
 pub(super) struct Landed {
-    pub(super) _pilot: Pilot,
     pub(super) _landing: Landing,
+    pub(super) _pilot: Pilot,
 }
 
 /// Whole blocks to be written.
 struct Piece {
+    /// The object, which stays until it is written.
+    core: Arc<Core>,
     first: u64,
     bytes: Bytes,
     reserved: Reserved,
-    /// Over when all its pieces are.
-    _flight: Arc<Landed>,
+    /// Over when all its pieces are, and these have let go of everything else.
+    flight: Arc<Landed>,
 }
 
 /// The pieces that wait to be written to one object's file.
@@ -50,19 +54,34 @@ impl Queue {
         // Each change under this lock is a single step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Lays the pen down if nothing waits; whether it does.
+    fn is_done(&self) -> bool {
+        let mut queue = self.lock();
+        queue.taken = !queue.pieces.is_empty();
+        !queue.taken
+    }
 }
 
-/// The right to write. Where it is dropped unused, by a runtime that ends, what waits is not written.
-struct Pen(Option<Arc<Core>>);
+/// The right to write to an object's file. Where it is dropped before all is written, by a runtime that ends, what waits is
+/// not written.
+struct Pen {
+    core: Weak<Core>,
+    down: bool,
+}
 
 impl Drop for Pen {
     fn drop(&mut self) {
-        let Some(core) = &self.0 else { return };
+        if self.down {
+            return;
+        }
+        let Some(core) = self.core.upgrade() else { return };
         let mut queue = core.queue.lock();
         queue.taken = false;
         let unwritten = std::mem::take(&mut queue.pieces);
         // Pilots take locks of their own.
         drop(queue);
+        drop(core);
         drop(unwritten);
     }
 }
@@ -70,21 +89,20 @@ impl Drop for Pen {
 impl Pen {
     /// Writes until nothing waits, and lays the pen down; or until others should have their turn, and returns it.
     fn write(mut self) -> Option<Pen> {
-        let core = self.0.clone()?;
         let mut written = 0;
         while written < TURN {
-            let piece = {
-                let mut queue = core.queue.lock();
-                let piece = queue.pieces.pop_front();
-                queue.taken = piece.is_some();
-                piece
-            };
-            let Some(piece) = piece else {
-                self.0 = None;
+            let core = self.core.upgrade()?;
+            let piece = core.queue.lock().pieces.pop_front();
+            drop(core);
+            let Piece { core, first, bytes, reserved, flight } = piece?;
+            written += bytes.len();
+            core.store_blocks(first, &bytes, reserved);
+            self.down = core.queue.is_done();
+            drop((core, bytes));
+            drop(flight);
+            if self.down {
                 return None;
-            };
-            written += piece.bytes.len();
-            core.store_blocks(piece.first, &piece.bytes, piece.reserved);
+            }
         }
         Some(self)
     }
@@ -98,21 +116,86 @@ pub(super) fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Lande
     }
     let Some(reserved) = core.store.reserve(bytes.len() as u64) else { return };
     let mut queue = core.queue.lock();
-    queue.pieces.push_back(Piece { first, bytes, reserved, _flight: flight });
+    queue.pieces.push_back(Piece { core: core.clone(), first, bytes, reserved, flight });
     let taken = std::mem::replace(&mut queue.taken, true);
     drop(queue);
     if !taken {
-        tokio::spawn(write(Pen(Some(core.clone()))));
+        let pen = Pen { core: Arc::downgrade(core), down: false };
+        tokio::spawn(write(pen, core.store.writers.clone()));
     }
 }
 
-async fn write(pen: Pen) {
-    let Some(core) = pen.0.clone() else { return };
+async fn write(pen: Pen, writers: Arc<Semaphore>) {
     let mut pen = Some(pen);
     while let Some(held) = pen.take() {
         // Never closed.
-        let Ok(_turn) = core.store.writers.acquire().await else { return };
+        let Ok(_turn) = writers.acquire().await else { return };
         // Left to itself if the runtime ends: then nothing becomes ready, and the bytes are fetched another time.
         pen = tokio::task::spawn_blocking(move || held.write()).await.ok().flatten();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BLOCK, Maker, expect, key, read};
+    use super::super::{Fill, Pieces, Spans, Store};
+    use crate::{Error, Kind};
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_runtime_that_ends_before_its_writes_leaves_the_pen_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let maker = Maker::new();
+        let object = store.object(&key("a"), 100 * BLOCK, BLOCK as u32, maker.clone()).unwrap();
+        // While nobody may write, what is read waits, and the runtime ends.
+        let turns = runtime().block_on(store.writers().acquire_many_owned(4)).unwrap();
+        assert_eq!(runtime().block_on(read(&object, 0..BLOCK)).unwrap(), expect(0..BLOCK));
+        drop(turns);
+        store.sync();
+        assert_eq!(object.ready(), 0, "nobody has written it");
+        assert!(runtime().block_on(object.warm(0..2 * BLOCK)).unwrap());
+        assert_eq!(object.ready(), 2 * BLOCK);
+        assert_eq!(maker.counts(), [(0, 2), (1, 1)].into());
+    }
+
+    /// Makes bytes in pieces of two blocks, and leaves out every third block.
+    struct Pieced;
+
+    impl Fill for Pieced {
+        async fn fill(&self, range: Range<u64>) -> Result<Pieces, Error> {
+            let blocks: Vec<u64> =
+                (range.start / BLOCK..range.end.div_ceil(BLOCK)).filter(|n| n % 3 != 2).collect();
+            let runs = blocks.chunk_by(|a, b| a + 1 == *b);
+            Ok(runs
+                .map(|run| run[0] * BLOCK..((run[run.len() - 1] + 1) * BLOCK).min(range.end))
+                .map(|range| (range.start, expect(range).into()))
+                .collect())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_fill_leaves_out_is_neither_stored_nor_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let size = 11 * BLOCK - 100;
+        let object = store.object(&key("pieces"), size, BLOCK as u32, Pieced).unwrap();
+        let mut spans = Spans::new();
+        let error = object.get(0..size, &mut spans).await.unwrap_err();
+        assert_eq!((error.kind, spans.len()), (Kind::BadAnswer, 0));
+        for blocks in [0..2, 3..5, 6..8, 9..11] {
+            let range = blocks.start * BLOCK..(blocks.end * BLOCK).min(size);
+            assert!(object.warm(range.clone()).await.unwrap());
+            let mut spans = Spans::new();
+            assert!(object.peek(range.clone(), &mut spans), "{range:?}");
+        }
+        assert_eq!(object.ready(), 8 * BLOCK - 100);
+        assert!(object.get(2 * BLOCK..3 * BLOCK, &mut spans).await.is_err(), "it does not wait for ever");
+        assert!(Arc::strong_count(&object) == 1);
     }
 }

@@ -50,7 +50,7 @@ pub struct HttpSource {
     /// The way whose answer was pinned.
     pinned_by: usize,
     policy: Policy,
-    /// The object's first bytes, until something else is read, or for a moment.
+    /// The object's first bytes, for a moment.
     head: Arc<Mutex<Option<Bytes>>>,
     /// Set for good when another version is seen.
     changed: OnceLock<Error>,
@@ -136,15 +136,17 @@ impl HttpSource {
         self.changed.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// The bytes of `range` if they are among the first ones and nothing else was asked for yet.
+    /// How many of the first bytes are at hand, because opening brought them along.
+    pub fn at_hand(&self) -> u64 {
+        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        head.as_ref().map_or(0, |head| head.len() as u64)
+    }
+
+    /// The bytes of `range` if they are among the first ones and those are still kept.
     fn in_head(&self, range: &Range<u64>) -> Option<Bytes> {
-        let mut slot = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = slot.as_ref()?;
-        if range.end <= head.len() as u64 {
-            return Some(head.slice(range.start as usize..range.end as usize));
-        }
-        *slot = None;
-        None
+        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = head.as_ref().filter(|head| range.end <= head.len() as u64)?;
+        Some(head.slice(range.start as usize..range.end as usize))
     }
 }
 

@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How much the first request asks for. Its bytes answer the reads that find out what the image is: in most images the
-/// header and the first table, which would cost another round trip.
-const HEAD: u64 = 256 << 10;
+/// How much the first request asks for. Its bytes answer the reads that find out what the image is and where its first bytes
+/// are, each of which would cost another round trip: in a qcow2 with clusters of 64 KiB the header, the tables of refcounts,
+/// the L1 table and the first L2 table.
+const HEAD: u64 = 320 << 10;
 
 /// The same of an object whose beginning is in the cache.
 const HEAD_KNOWN: u64 = 512;
