@@ -108,7 +108,12 @@ pub struct Run {
 
 /// Runs that are sorted, contiguous and coalesced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Runs(Vec<Run>);
+pub struct Runs {
+    runs: Vec<Run>,
+    /// Where each begins, once more: what is looked through for one of a table of compressed clusters is then an eighth as
+    /// large, and stays in a processor's own cache.
+    starts: Vec<u64>,
+}
 
 impl Run {
     /// The guest offset just past the run.
@@ -148,7 +153,7 @@ impl Run {
 impl Runs {
     /// No runs; push to fill.
     pub fn new() -> Self {
-        Runs(Vec::new())
+        Runs::default()
     }
 
     /// Appends `run`, merging it with the last one where that is possible. Runs of length 0 are dropped. Returns
@@ -158,7 +163,7 @@ impl Runs {
         if run.len == 0 {
             return true;
         }
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.runs.last_mut() {
             if last.end() != run.start {
                 return false;
             }
@@ -167,34 +172,36 @@ impl Runs {
                 return true;
             }
         }
-        self.0.push(run);
+        self.starts.push(run.start);
+        self.runs.push(run);
         true
     }
 
     /// The part of the run that covers `at`, from `at` on and at most `max` bytes; `None` if no run covers it.
     pub fn find(&self, at: u64, max: u64) -> Option<Run> {
-        let after = self.0.partition_point(|run| run.start <= at);
-        self.0.get(after.checked_sub(1)?)?.slice(at, max)
+        let after = self.starts.partition_point(|start| *start <= at);
+        self.runs.get(after.checked_sub(1)?)?.slice(at, max)
     }
 
     /// The runs in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Run> {
-        self.0.iter()
+        self.runs.iter()
     }
 
     /// How many runs there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.runs.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.runs.is_empty()
     }
 
     /// Bytes of memory the runs take.
     pub fn footprint(&self) -> usize {
-        self.0.capacity().saturating_mul(size_of::<Run>())
+        let starts = self.starts.capacity().saturating_mul(size_of::<u64>());
+        self.runs.capacity().saturating_mul(size_of::<Run>()).saturating_add(starts)
     }
 }
 
