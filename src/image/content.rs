@@ -43,19 +43,8 @@ impl Fill for SourceFill {
     }
 }
 
-/// Has the cache keep what opening the source brought along: the reads that follow are likely to want some of it.
-fn keep_first(source: &AnySource, object: &Arc<Object<SourceFill>>) {
-    let at_hand = source.at_hand();
-    let first = if at_hand == source.len() { at_hand } else { at_hand - at_hand % u64::from(BLOCK) };
-    if first > 0 {
-        let object = object.clone();
-        // If it fails, the reads will tell.
-        tokio::spawn(async move { drop(object.warm(0..first).await) });
-    }
-}
-
 impl Content {
-    /// Wraps `source`, with `store` as the cache of what is not local. Must run in a tokio runtime.
+    /// Wraps `source`, with `store` as the cache of what is not local.
     pub(crate) fn new(source: AnySource, store: Option<&Store>) -> Result<Self> {
         let source = Arc::new(source);
         let part = 0..source.len();
@@ -68,7 +57,6 @@ impl Content {
             (_, Some(store)) => {
                 let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
                 let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone()))?;
-                keep_first(&source, &object);
                 Body::Cached(source, object)
             }
         };
@@ -155,6 +143,19 @@ impl Content {
             Body::Cached(_, object) => object.locality(&range),
             Body::Remote(_) => (false, len),
             Body::Packed(file) => file.locality(&range),
+        }
+    }
+
+    /// Has the cache keep what opening the source brought along, for the first tables that will be asked for are likely to be
+    /// there. Must run in a tokio runtime.
+    pub(crate) fn keep_first(&self) {
+        let Body::Cached(source, object) = &self.body else { return };
+        let at_hand = source.at_hand();
+        let first = if at_hand == source.len() { at_hand } else { at_hand - at_hand % u64::from(BLOCK) };
+        if first > 0 {
+            let object = object.clone();
+            // If it fails, the reads will tell.
+            tokio::spawn(async move { drop(object.warm(0..first).await) });
         }
     }
 
