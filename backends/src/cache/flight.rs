@@ -13,8 +13,11 @@ pub(super) enum State {
     /// Nothing to be had yet.
     Pending,
     /// The bytes of its blocks, or why there are none. They may still be on their way to the file.
-    Done(Result<Arc<[(u64, Bytes)]>, Error>),
+    Done(Result<Delivered, Error>),
 }
+
+/// What a flight has brought: pieces in the order of the object, each with its offset.
+pub(super) type Delivered = Arc<[(u64, Bytes)]>;
 
 /// A run of blocks being fetched.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(super) struct Flight {
 
 impl Flight {
     /// Waits for the flight's bytes.
-    pub(super) async fn bytes(&self) -> Result<Arc<[(u64, Bytes)]>, Error> {
+    pub(super) async fn bytes(&self) -> Result<Delivered, Error> {
         let mut state = self.state.clone();
         match state.wait_for(|state| matches!(state, State::Done(_))).await.as_deref() {
             Ok(State::Done(result)) => result.clone(),
@@ -100,7 +103,7 @@ impl Pilot {
     }
 
     /// Gives the bytes to all who wait and to all who join from now on.
-    pub(super) fn deliver(&self, pieces: Arc<[(u64, Bytes)]>) {
+    pub(super) fn deliver(&self, pieces: Delivered) {
         self.state.send_replace(State::Done(Ok(pieces)));
     }
 
