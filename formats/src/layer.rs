@@ -34,6 +34,9 @@ pub struct Info {
     pub cluster_size: Option<u64>,
     /// Whether the layer may hold compressed data.
     pub compressed: bool,
+    /// Whether each compressed unit is one allocation unit, as large as `cluster_size` and beginning at a multiple of it; the
+    /// disk may end in the last one.
+    pub aligned_units: bool,
     /// Whether the layer has no allocation of its own, so that a hole in a file is a hole of the disk: raw, fixed
     /// vhd and flat vmdk.
     pub follows_file: bool,

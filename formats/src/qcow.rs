@@ -61,6 +61,7 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
     let info = Info {
         cluster_size: Some(cluster),
         compressed: true,
+        aligned_units: true,
         features: vec!["v1".to_owned()],
         ..Info::default()
     };

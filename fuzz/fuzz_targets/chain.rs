@@ -3,12 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use thinorigin_formats::Options;
 use thinorigin_formats::memory::{Directory, Disk};
+use thinorigin_formats::{Kind, Options};
 use thinorigin_fuzz::format;
 
 fuzz_target!(|input: &[u8]| {
-    let Some((tail, images)) = input.split_last_chunk::<11>().map(|(images, tail)| (tail, images)) else { return };
+    let Some((tail, images)) = input.split_last_chunk::<11>().map(|(images, tail)| (tail, images)) else {
+        return;
+    };
     let split = usize::from(u16::from_le_bytes([tail[0], tail[1]])).min(images.len());
     let (top, base) = images.split_at(split);
     let mut directory = Directory::new();
@@ -27,6 +29,15 @@ fuzz_target!(|input: &[u8]| {
         }
         let Ok(extent) = disk.extent(next, size - next) else { break };
         assert!(extent.start == next && extent.len > 0 && extent.len <= size - next, "{extent:?}");
+        if let Kind::Compressed(unit) = extent.kind
+            && disk.chain().layers()[extent.layer].info().aligned_units
+        {
+            let cluster = disk.chain().layers()[extent.layer].info().cluster_size;
+            assert!(
+                cluster.is_some_and(|cluster| unit.guest % cluster == 0 && unit.decoded as u64 <= cluster),
+                "{unit:?}"
+            );
+        }
         let mut bytes = vec![0; extent.len.min(4096) as usize];
         let _read = disk.read(next, &mut bytes);
         next += extent.len;

@@ -44,6 +44,8 @@ pub(crate) struct LayerFiles {
 pub(crate) struct CachedLayer {
     pub(crate) files: Arc<LayerFiles>,
     decoded: Option<Arc<Object<DecodeFill>>>,
+    /// Whether a block that is decoded is one unit, with nothing in it that the layer holds in another way.
+    whole_units: bool,
 }
 
 impl LayerFiles {
@@ -110,17 +112,24 @@ impl CachedLayer {
     /// Adds to `files` a place in `store` for decoded units, if the layer can have any.
     pub(crate) fn new(files: Arc<LayerFiles>, store: Option<&Store>) -> Result<Self> {
         let info = files.layer.info();
+        let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
+        let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
+        let whole_units = info.aligned_units && info.cluster_size == Some(block.into());
         let decoded = match store {
             Some(store) if info.compressed => {
-                let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
-                let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
                 let key = files.decoded_key();
                 let fill = DecodeFill { files: files.clone(), block: block.into() };
                 Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
             }
             _ => None,
         };
-        Ok(CachedLayer { files, decoded })
+        Ok(CachedLayer { files, decoded, whole_units })
+    }
+
+    /// Where the guest bytes of `range` are, if all of them are compressed in this layer and decoded in the cache; else appends
+    /// nothing and says false. Looks at no table. Does not wait.
+    pub(crate) fn peek_whole(&self, range: Range<u64>, out: &mut Spans) -> bool {
+        self.whole_units && self.decoded.as_ref().is_some_and(|object| object.peek(range, out))
     }
 
     /// Where the decoded guest bytes of `range`, which lies inside `unit`, are at hand. Does not wait.

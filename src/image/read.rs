@@ -79,6 +79,11 @@ impl Image {
 
     fn peek(&self, mut at: u64, mut len: u64, out: &mut Pieces) -> Result<bool> {
         let mut spans = Spans::new();
+        // What the top layer holds no parent changes: it need not be found out unit by unit.
+        if self.layers.first().is_some_and(|top| top.peek_whole(at..at + len, &mut spans)) {
+            push_spans(out, &mut spans);
+            return Ok(true);
+        }
         while len > 0 {
             let resolved = self.chain.resolve(at, len, self).map_err(|error| self.parse_error(error))?;
             let Resolved::Extent(extent) = resolved else { return Ok(false) };

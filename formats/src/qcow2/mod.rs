@@ -85,6 +85,7 @@ fn info(header: &Header) -> Info {
     let mut info = Info {
         cluster_size: Some(header.cluster()),
         compressed: header.data_file.is_none(),
+        aligned_units: true,
         follows_file: false,
         features: vec![format!("v{}", header.version)],
         warnings: Vec::new(),

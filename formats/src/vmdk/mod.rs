@@ -177,6 +177,8 @@ fn finish(extents: Vec<Extent>, descriptor: Option<&Descriptor>, mut info: Info)
         Body::Sparse(sparse) => Some(sparse.grain),
         _ => None,
     });
+    // A disk that begins with another extent may go on at any sector.
+    info.aligned_units = extents.len() == 1;
     info.follows_file = !extents.iter().any(|extent| matches!(extent.body, Body::Sparse(_)));
     info.features.extend(descriptor.and_then(|descriptor| descriptor.create_type.clone()));
     let parent = descriptor.and_then(|descriptor| descriptor.parent.as_ref()).map(parent);

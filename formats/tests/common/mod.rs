@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use thinorigin_formats::memory::{Directory, Disk, ReadAt};
-use thinorigin_formats::{Kind, Options};
+use thinorigin_formats::{Extent, Kind, Options};
 
 /// Whether `tool` can be run. If not: fails where THINORIGIN_REQUIRE=1, else says that `test` is skipped.
 pub(crate) fn has(test: &str, tool: &str) -> bool {
@@ -170,6 +170,7 @@ pub(crate) fn our_map(disk: &mut Disk) -> Vec<Entry> {
         let extent = disk.extent(at, size - at).unwrap();
         assert!(extent.start == at && extent.len > 0 && extent.len <= size - at, "{extent:?} at {at:#x}");
         at += extent.len;
+        assert_aligned(disk, &extent);
         let data = matches!(extent.kind, Kind::Data { .. } | Kind::Compressed(_));
         push(
             &mut map,
@@ -185,6 +186,19 @@ pub(crate) fn our_map(disk: &mut Disk) -> Vec<Entry> {
         );
     }
     map
+}
+
+/// What layers promise by `Info::aligned_units`.
+fn assert_aligned(disk: &Disk, extent: &Extent) {
+    let layer = &disk.chain().layers()[extent.layer];
+    if let Kind::Compressed(unit) = extent.kind
+        && layer.info().aligned_units
+    {
+        let cluster = layer.info().cluster_size.unwrap();
+        assert!(unit.guest.is_multiple_of(cluster), "{unit:?} in clusters of {cluster}");
+        let inside = cluster.min(layer.virtual_size() - unit.guest);
+        assert!((inside..=cluster).contains(&unit.decoded.into()), "{unit:?} in clusters of {cluster}");
+    }
 }
 
 /// Whether qemu-img's map says what is compressed: from version 8.2 on. If not, ours does not say it either, so that the
