@@ -119,6 +119,13 @@ impl AnySource {
             _ => 0,
         }
     }
+
+    /// Lets go of the memory of what is [`at_hand`](Self::at_hand), but for the first `len` bytes.
+    pub fn keep_at_hand(&self, len: u64) {
+        if let AnySource::Http(source) = self {
+            source.keep_at_hand(len);
+        }
+    }
 }
 
 impl Source for AnySource {

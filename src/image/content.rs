@@ -153,9 +153,23 @@ impl Content {
         let at_hand = source.at_hand();
         let first = if at_hand == source.len() { at_hand } else { at_hand - at_hand % u64::from(BLOCK) };
         if first > 0 {
-            let object = object.clone();
-            // If it fails, the reads will tell.
-            tokio::spawn(async move { drop(object.warm(0..first).await) });
+            let (source, object) = (source.clone(), object.clone());
+            tokio::spawn(async move {
+                // If it fails, the reads will tell.
+                if object.warm(0..first).await.is_ok_and(|kept| kept) {
+                    source.keep_at_hand(0);
+                }
+            });
+        }
+    }
+
+    /// Lets go of what opening the source brought along, but for what the first read of a disk is likely to ask for.
+    pub(crate) fn let_go(&self) {
+        match &self.body {
+            Body::Local(source, _) | Body::Cached(source, _) | Body::Remote(source) => {
+                source.keep_at_hand(BLOCK.into());
+            }
+            Body::Packed(_) => {}
         }
     }
 

@@ -95,8 +95,9 @@ async fn open_layer(
             }
             Progress::Done(opened) => {
                 let Opened { layer, parent, content_id } = opened;
-                if layer.format() != formats::Format::Raw {
-                    files.iter().for_each(Content::keep_first);
+                match layer.format() {
+                    formats::Format::Raw => files.iter().for_each(Content::let_go),
+                    _ => files.iter().for_each(Content::keep_first),
                 }
                 let layer = LayerFiles::new(location.clone(), layer, view, content_id, files, through);
                 return Ok((layer, parent));

@@ -142,6 +142,18 @@ impl HttpSource {
         head.as_ref().map_or(0, |head| head.len() as u64)
     }
 
+    /// Lets go of what opening brought along, but for the first `len` bytes.
+    pub fn keep_at_hand(&self, len: u64) {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        // A slice of it would hold on to all of it.
+        let fewer = |head: Bytes| match head.get(..usize::try_from(len).unwrap_or(usize::MAX)) {
+            Some([]) => None,
+            Some(first) => Some(Bytes::copy_from_slice(first)),
+            None => Some(head),
+        };
+        *head = head.take().and_then(fewer);
+    }
+
     /// The bytes of `range` if they are among the first ones and those are still kept.
     fn in_head(&self, range: &Range<u64>) -> Option<Bytes> {
         let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);

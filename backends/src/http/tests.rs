@@ -45,6 +45,19 @@ async fn one_request_opens_and_answers_the_first_reads() {
 }
 
 #[tokio::test]
+async fn what_opening_brought_along_is_let_go() {
+    let (origin, source) = opened().await;
+    assert_eq!(source.at_hand(), 327_680);
+    for (len, left) in [(1 << 20, 327_680), (65_536, 65_536), (65_537, 65_536), (0, 0), (5, 0)] {
+        source.keep_at_hand(len);
+        assert_eq!(source.at_hand(), left);
+        let asked = origin.asked().len();
+        assert!(source.read(0..65_536).await.unwrap() == content(SIZE)[..65_536]);
+        assert_eq!(origin.asked().len() - asked, usize::from(left == 0));
+    }
+}
+
+#[tokio::test]
 async fn an_empty_object_and_one_shorter_than_the_first_request_open() {
     for len in [0, 4, 327_676, 327_680] {
         let origin = Origin::start(content(len)).await.unwrap();
