@@ -72,6 +72,13 @@ fn a_directory_instead_of_a_file() {
 }
 
 #[test]
+fn json_where_there_is_none() {
+    let dir = Dir::new();
+    let disk = dir.guest_disk("disk");
+    assert_says(&thinorigin(&["cat", "--json", text(&disk)]), USAGE, &["cat", "JSON"]);
+}
+
+#[test]
 fn a_404() {
     if !has("a_404", &["nginx"]) {
         return;

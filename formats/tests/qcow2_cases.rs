@@ -51,6 +51,16 @@ fn the_good_image_reads() {
 }
 
 #[test]
+fn a_header_cut_short_says_how_long_it_has_to_be() {
+    for (len, needs) in [(6, "0x48"), (0x47, "0x68"), (0x67, "0x68")] {
+        refuse("cut", &qcow2()[..len], &format!("needs {needs} bytes, but its file ends at {len:#x}"));
+    }
+    let mut old = with(4, &2_u32.to_be_bytes());
+    old.truncate(0x47);
+    refuse("cut", &old, "needs 0x48 bytes, but its file ends at 0x47");
+}
+
+#[test]
 fn header_fields_out_of_range() {
     let good = qcow2();
     let be32 = |at, value: u32| with(at, &value.to_be_bytes());

@@ -60,6 +60,7 @@ pub(super) async fn run(args: OneImage, json: bool) -> Result<()> {
     match report.errors.len() {
         0 if json => Ok(()),
         0 => output::line(&format!("{}: no errors", report.location)),
+        1 => Err(Error::failed(format!("{}: 1 error", report.location))),
         count => Err(Error::failed(format!("{}: {count} errors", report.location))),
     }
 }

@@ -59,6 +59,7 @@ async fn run_async(command: Command, json: bool) -> Result<()> {
         Command::Info(args) => info::run(args, json).await,
         Command::Map(args) => map::run(args, json).await,
         Command::Check(args) => check::run(args, json).await,
+        Command::Cat(_) if json => Err(Error::usage("`cat` writes what the disk holds, which is no JSON")),
         Command::Cat(args) => read::cat(args).await,
         Command::Warm(args) => read::warm(args, json).await,
         Command::List(args) => list::run(args, json).await,

@@ -77,19 +77,20 @@ pub(crate) fn read(view: View<'_>) -> Step<Header> {
     if !head.starts_with(b"QFI\xfb") {
         return Err(FormatError::Signature { format: Format::Qcow2 }.into());
     }
-    let short = FormatError::Truncated {
+    let short = |len: u32| FormatError::Truncated {
         what: "qcow2 header",
         at: 0,
-        len: V2_BYTES.into(),
+        len: len.into(),
         file_len: view.len(IMAGE),
     };
     let fields = Fields::new(head, "the qcow2 header");
-    let version = fields.be32(4).map_err(|_| short)?;
+    let version = fields.be32(4).map_err(|_| short(V2_BYTES))?;
     if version != 2 && version != 3 {
         return Err(field("qcow2 version", version, "only 2 and 3 are read").into());
     }
-    if length(head.len()) < u64::from(if version == 2 { V2_BYTES } else { V3_BYTES }) {
-        return Err(short.into());
+    let least = if version == 2 { V2_BYTES } else { V3_BYTES };
+    if length(head.len()) < u64::from(least) {
+        return Err(short(least).into());
     }
     let cluster_bits = fields.be32(20)?;
     if !(9..=21).contains(&cluster_bits) {
