@@ -3,8 +3,11 @@
 
 mod common;
 
+use backends::Source;
+use backends::cache::{Fill, Key, Pieces, Store};
 use common::{Dir, Http, Server, assert_same_bytes, has, oracle, run, text};
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 const TOOLS: [&str; 5] = ["qemu-img", "nbdcopy", "nbdinfo", "nginx", "setsid"];
@@ -182,6 +185,43 @@ fn qcow2_compressed_and_written_to_since() {
         run("qemu-io", &["-c", write, text(&image)]);
     }
     check_image(&dir, &image, "qcow2");
+}
+
+/// Zeros, which is what versions before this one kept as decoded where a cluster is stored as it is.
+struct Zeros;
+
+impl Fill for Zeros {
+    async fn fill(&self, range: Range<u64>) -> Result<Pieces, backends::Error> {
+        Ok(vec![(range.start, vec![0; (range.end - range.start) as usize].into())])
+    }
+}
+
+#[tokio::test]
+async fn what_other_versions_kept_as_decoded_is_not_read() {
+    if !has("what_other_versions_kept_as_decoded_is_not_read", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let (disk, image) = (dir.guest_disk("disk"), dir.join("image.qcow2"));
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", text(&disk), text(&image)]);
+    run("qemu-io", &["-c", "write -P 0x5a 65536 65536", text(&image)]);
+    let wanted = oracle(&image, "qcow2");
+    let (http, cache, copy) = (Http::start(&dir), dir.join("cache"), dir.join("copy"));
+    let location = format!("{}/image.qcow2", http.url);
+    let source = backends::open(&location.parse().unwrap(), &backends::Options::default()).await.unwrap();
+    let store = Store::open(&cache, 1 << 30).unwrap();
+    let part = "decoded from qcow2, active []".to_owned();
+    let key = Key { identity: source.identity().clone(), part };
+    let size = wanted.len() as u64;
+    let object = store.object(&key, size, 64 << 10, Zeros).unwrap();
+    assert!(object.warm(0..size).await.unwrap());
+    store.sync();
+    drop((object, store));
+    let server = Server::start(&dir, &["--cache", text(&cache), &location]);
+    for round in ["empty", "filled"] {
+        run("nbdcopy", &[&server.uri(""), text(&copy)]);
+        assert_same_bytes(&format!("with the cache {round}"), &fs::read(&copy).unwrap(), &wanted);
+    }
 }
 
 #[test]

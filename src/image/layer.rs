@@ -93,13 +93,15 @@ impl LayerFiles {
         run.ok_or_else(|| Error::failed(format!("{}: no run covers guest offset {at:#x}", self.location)))
     }
 
-    /// What decoded bytes of this layer are kept under: everything they depend on.
+    /// What decoded bytes of this layer are kept under: everything they depend on, and what blocks there are. A block without a
+    /// unit is not among them, so that one which is there can be read without looking at a table
+    /// ([`CachedLayer::peek_whole`]). Whoever changes that has to change the name.
     fn decoded_key(&self) -> Key {
         let others: Vec<_> = self.files.iter().skip(1).map(Content::identity).collect();
         let format = self.layer.format();
         let place =
             if self.through.is_empty() { String::new() } else { format!(" at {}", self.files[0].place()) };
-        let part = format!("decoded from {format}{place}, {} {others:?}", self.view);
+        let part = format!("decoded units of {format}{place}, {} {others:?}", self.view);
         Key { identity: self.files[0].identity().clone(), part }
     }
 
