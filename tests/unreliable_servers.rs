@@ -107,6 +107,8 @@ fn comes_and_goes(test: &str, kind: &'static str) {
         Server::start(&other, &["--cache", text(&cache), "--credentials", text(&credentials), &away]);
     check(&other, &cached, "away", &wanted);
 
+    // What opening brought along is kept for two seconds.
+    std::thread::sleep(Duration::from_secs(3));
     let stop = relay.passed() + 200_000;
     relay.spoil(Spoil::Hold(stop));
     let copy = dir.join("resumed");

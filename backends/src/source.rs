@@ -27,6 +27,7 @@ pub struct Options {
     pub(crate) policy: Policy,
     pub(crate) credentials: Credentials,
     pub(crate) known: bool,
+    pub(crate) ends: bool,
 }
 
 impl Options {
@@ -40,6 +41,13 @@ impl Options {
     /// is fetched in advance.
     pub fn with_known(mut self, known: bool) -> Options {
         self.known = known;
+        self
+    }
+
+    /// Objects that are opened will be read at their ends as well, as images are, which may have a footer: where that saves
+    /// a round trip, the last bytes are fetched beside the first. Not those of objects that are known.
+    pub fn with_ends(mut self, ends: bool) -> Options {
+        self.ends = ends;
         self
     }
 
@@ -120,7 +128,7 @@ impl AnySource {
         }
     }
 
-    /// Lets go of the memory of what is [`at_hand`](Self::at_hand), but for the first `len` bytes.
+    /// Lets go of the memory of what opening brought along, but for the first `len` bytes.
     pub fn keep_at_hand(&self, len: u64) {
         if let AnySource::Http(source) = self {
             source.keep_at_hand(len);

@@ -121,7 +121,7 @@ pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> 
         return Content::new(away(identity), store);
     }
     let known = store.and_then(|store| store.known(location));
-    let sources = options.sources.clone().with_known(known.is_some());
+    let sources = options.sources.clone().with_known(known.is_some()).with_ends(true);
     let source = match (backends::open(location, &sources).await, known) {
         (Err(error), Some(identity)) if error.kind == backends::Kind::Unreachable => {
             tracing::warn!("{error}; what the cache has of it is served");

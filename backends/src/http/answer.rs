@@ -65,6 +65,13 @@ pub(super) struct Pinned {
     pub(super) validator: Validator,
 }
 
+impl Pinned {
+    /// Whether `part` is certainly of this object.
+    pub(super) fn is_of(&self, part: &Part) -> bool {
+        self.validator != Validator::None && self.validator == part.validator && self.size == part.total
+    }
+}
+
 /// Which bytes an answer's body is about to hold.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
@@ -89,6 +96,21 @@ pub(super) fn first(status: StatusCode, headers: &HeaderMap, asked: &Range<u64>)
             "the server ignores range requests (it answered 200 to one), and images are read in ranges",
         )),
         status => Err(refusal(status, headers)),
+    }
+}
+
+/// The answer to a request for the last `len` bytes, which is sent before anything is known. Only one that gives all of them
+/// is of use.
+pub(super) fn last(status: StatusCode, headers: &HeaderMap, len: u64) -> Result<Part, Fault> {
+    if status != StatusCode::PARTIAL_CONTENT {
+        return Err(refusal(status, headers));
+    }
+    let range = headers.get(CONTENT_RANGE).and_then(|value| content_range(value.to_str().ok()?));
+    let total = range.map_or(0, |(_, total)| total);
+    let part = part(headers, &(total.saturating_sub(len)..total), None)?;
+    match part.range.end == total {
+        true => Ok(part),
+        false => Err(wrong("the server sent fewer bytes than the last ones that were asked for")),
     }
 }
 

@@ -76,6 +76,12 @@ impl Endpoint {
         }
     }
 
+    /// Asks for the last `len` bytes, following redirects. The answer has any status but a redirect.
+    pub(super) async fn get_last(&self, len: u64) -> Result<reqwest::Response, Fault> {
+        let value = HeaderValue::try_from(format!("bytes=-{len}")).map_err(|_| internal())?;
+        self.ask(HeaderMap::from_iter([(RANGE, value)])).await
+    }
+
     /// Asks for `range`, following redirects. The answer has any status but a redirect.
     pub(super) async fn get(
         &self,

@@ -11,6 +11,7 @@ mod checksum;
 mod circuit;
 mod client;
 mod endpoint;
+mod hand;
 mod lanes;
 #[cfg(feature = "s3")]
 mod listing;
@@ -30,15 +31,11 @@ use crate::tries::{Fault, Tries, error, out_of_time};
 use crate::{Error, Identity, Kind, Location, Options, Scheme, Source};
 use answer::{Pinned, Validator};
 use bytes::{Bytes, BytesMut};
+use hand::AtHand;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::OnceLock;
 use tokio::time::{Instant, timeout_at};
 use way::Way;
-
-/// For how long the first bytes of an object are kept in memory: longer than finding out what it is takes, and not so long
-/// that a thousand of them that nobody reads would add up.
-const HEAD_KEPT: Duration = Duration::from_secs(2);
 
 /// An object on an HTTP or S3 server.
 #[derive(Debug)]
@@ -50,15 +47,15 @@ pub struct HttpSource {
     /// The way whose answer was pinned.
     pinned_by: usize,
     policy: Policy,
-    /// The object's first bytes, for a moment.
-    head: Arc<Mutex<Option<Bytes>>>,
+    at_hand: AtHand,
     /// Set for good when another version is seen.
     changed: OnceLock<Error>,
 }
 
 impl HttpSource {
     /// Opens the object at `location`, or a mirror of it, with one request for its first bytes, and pins what the answer
-    /// says.
+    /// says. With [`Options::with_ends`], a request for the last ones is sent at the same time; what becomes of that has no
+    /// part in whether the object opens.
     pub async fn open(location: &Location, options: &Options) -> Result<Self, Error> {
         if location.scheme() == Scheme::S3 && location.file_name().is_empty() {
             return Err(Error::new(
@@ -71,48 +68,38 @@ impl HttpSource {
             ways.push(Way::new(options, &mirror)?);
         }
         let policy = options.policy;
-        let mut head = BytesMut::new();
         let mut tries = Tries::new(policy.opening());
         let share = policy.opening().deadline / u32::try_from(ways.len()).unwrap_or(u32::MAX);
-        let (pinned_by, part) = 'opened: loop {
+        let (pinned_by, opened) = 'opened: loop {
             let mut fault = out_of_time();
             for (number, way) in ways.iter().enumerate() {
-                head.clear();
                 let deadline = tries.deadline().min(Instant::now() + share);
-                fault = match timeout_at(deadline, way.open(&mut head)).await {
-                    Ok(Ok(part)) => break 'opened (number, part),
+                fault = match timeout_at(deadline, way.open()).await {
+                    Ok(Ok(opened)) => break 'opened (number, opened),
                     Ok(Err(fault)) => fault,
                     Err(_) => out_of_time(),
                 };
             }
             tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
         };
-        let pinned = Pinned { size: part.total, validator: part.validator };
+        let pinned = opened.pinned;
         if pinned.validator == Validator::None {
             tracing::warn!(%location, "the server gives the object neither a strong ETag nor Last-Modified: changes cannot be noticed, and nothing is kept after it is closed");
             // Nothing says that another server holds the same.
             let others = ways.iter().enumerate().filter(|(number, _)| *number != pinned_by);
             others.for_each(|(_, way)| way.take_out());
         }
-        let head = Arc::new(Mutex::new(Some(head.freeze())));
-        let kept = Arc::downgrade(&head);
-        tokio::spawn(async move {
-            tokio::time::sleep(HEAD_KEPT).await;
-            if let Some(head) = kept.upgrade() {
-                *head.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            }
-        });
         Ok(HttpSource {
             identity: Identity {
                 location: ways[0].endpoint.canonical(),
                 size: pinned.size,
                 validator: pinned.validator.text(),
             },
+            at_hand: AtHand::new(opened.first, opened.last, pinned.size),
             pinned,
             ways,
             pinned_by,
             policy,
-            head,
             changed: OnceLock::new(),
         })
     }
@@ -138,27 +125,12 @@ impl HttpSource {
 
     /// How many of the first bytes are at hand, because opening brought them along.
     pub fn at_hand(&self) -> u64 {
-        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        head.as_ref().map_or(0, |head| head.len() as u64)
+        self.at_hand.first()
     }
 
     /// Lets go of what opening brought along, but for the first `len` bytes.
     pub fn keep_at_hand(&self, len: u64) {
-        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        // A slice of it would hold on to all of it.
-        let fewer = |head: Bytes| match head.get(..usize::try_from(len).unwrap_or(usize::MAX)) {
-            Some([]) => None,
-            Some(first) => Some(Bytes::copy_from_slice(first)),
-            None => Some(head),
-        };
-        *head = head.take().and_then(fewer);
-    }
-
-    /// The bytes of `range` if they are among the first ones and those are still kept.
-    fn in_head(&self, range: &Range<u64>) -> Option<Bytes> {
-        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = head.as_ref().filter(|head| range.end <= head.len() as u64)?;
-        Some(head.slice(range.start as usize..range.end as usize))
+        self.at_hand.keep_first(len);
     }
 }
 
@@ -173,7 +145,7 @@ impl Source for HttpSource {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        if let Some(bytes) = self.in_head(&range) {
+        if let Some(bytes) = self.at_hand.get(&range) {
             return Ok(bytes);
         }
         let mut tries = Tries::new(self.policy);

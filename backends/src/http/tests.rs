@@ -57,11 +57,94 @@ async fn what_opening_brought_along_is_let_go() {
     }
 }
 
+async fn open_with_ends(origin: &Origin) -> HttpSource {
+    HttpSource::open(&origin.url("a.img").parse().unwrap(), &options().with_ends(true)).await.unwrap()
+}
+
+/// Whether the last byte is there without a further request.
+async fn last_is_at_hand(origin: &Origin, source: &HttpSource) -> bool {
+    let asked = origin.asked().len();
+    let size = source.len();
+    let read = source.read(size - 1..size).await.unwrap();
+    assert_eq!(read, content(size as usize)[size as usize - 1..]);
+    origin.asked().len() == asked
+}
+
+#[tokio::test]
+async fn the_last_bytes_come_beside_the_first() {
+    let size = SIZE as u64;
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let source = open_with_ends(&origin).await;
+    let mut asked = origin.asked();
+    asked.sort_by_key(|range| range.start);
+    assert_eq!(asked, [0..327_680, size - 65_536..size]);
+    for range in [0..327_680, size - 65_536..size, size - 512..size, size - 65_536..size - 65_535] {
+        let expect = content(SIZE).slice(range.start as usize..range.end as usize);
+        assert_eq!(source.read(range).await.unwrap(), expect);
+    }
+    assert_eq!(origin.asked().len(), 2);
+    let around = size - 65_537..size;
+    assert_eq!(source.read(around.clone()).await.unwrap(), content(SIZE)[around.start as usize..]);
+    assert_eq!(origin.asked().len(), 3);
+    source.keep_at_hand(u64::MAX);
+    assert_eq!(source.at_hand(), 327_680);
+    assert!(!last_is_at_hand(&origin, &source).await);
+}
+
+#[tokio::test]
+async fn an_object_opens_whatever_becomes_of_the_request_for_its_last_bytes() {
+    for lie in [
+        Lie::Status(416, String::new()),
+        Lie::Status(400, String::new()),
+        Lie::Status(503, String::new()),
+        Lie::Unranged,
+        Lie::Shifted(4),
+        Lie::Long(7),
+        Lie::Cut(100),
+        Lie::Reset,
+        Lie::Pieces(100),
+        Lie::Gzip,
+        Lie::Tag("\"2\"".to_owned()),
+        Lie::Whole,
+        Lie::Endless,
+        Lie::Drip,
+        Lie::Stall,
+        Lie::Freeze,
+    ] {
+        let origin = Origin::start(content(SIZE)).await.unwrap();
+        origin.lie_at_the_end(lie.clone());
+        let began = Instant::now();
+        let source = open_with_ends(&origin).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{lie:?}");
+        assert_eq!(source.len(), SIZE as u64, "{lie:?}");
+        assert_eq!(source.at_hand(), 327_680, "{lie:?}");
+        assert!(!last_is_at_hand(&origin, &source).await, "{lie:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_bytes_of_what_has_no_version_and_of_what_is_known_are_not_used() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    origin.replace(content(SIZE), "W/\"1\"");
+    let source = open_with_ends(&origin).await;
+    assert_eq!(source.identity().validator, "");
+    assert!(!last_is_at_hand(&origin, &source).await);
+
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    let options = options().with_ends(true).with_known(true);
+    let source = HttpSource::open(&origin.url("a.img").parse().unwrap(), &options).await.unwrap();
+    assert_eq!(origin.asked(), vec![0..512; 1]);
+    assert!(!last_is_at_hand(&origin, &source).await);
+}
+
 #[tokio::test]
 async fn an_empty_object_and_one_shorter_than_the_first_request_open() {
     for len in [0, 4, 327_676, 327_680] {
         let origin = Origin::start(content(len)).await.unwrap();
         let source = open(&origin).await.unwrap();
+        assert_eq!(source.len(), len as u64);
+        assert_eq!(source.read(0..len as u64).await.unwrap(), content(len));
+        let source = open_with_ends(&origin).await;
         assert_eq!(source.len(), len as u64);
         assert_eq!(source.read(0..len as u64).await.unwrap(), content(len));
     }

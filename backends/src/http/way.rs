@@ -8,7 +8,7 @@ use super::pace::Pace;
 use crate::retry::Failure;
 use crate::tries::{Fault, out_of_time};
 use crate::{Error, Kind, Location, Options};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use std::ops::Range;
 use std::pin::pin;
@@ -24,16 +24,39 @@ const HEAD: u64 = 320 << 10;
 /// The same of an object whose beginning is in the cache.
 const HEAD_KNOWN: u64 = 512;
 
+/// How many of the last bytes are asked for beside the first: as many as the cache reads to see one of them.
+const LAST: u64 = 64 << 10;
+
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) endpoint: Endpoint,
     /// How much the first request asks for.
     head: u64,
+    /// Whether the last bytes are asked for as well.
+    ends: bool,
     circuit: Arc<Circuit>,
     lanes: Lanes,
     pace: Pace,
     /// What this server holds is not the object that was opened.
     out: AtomicBool,
+}
+
+/// What opening an object says of it, and brings of it.
+pub(super) struct OpenedWay {
+    pub(super) pinned: Pinned,
+    pub(super) first: Bytes,
+    /// Nothing, or up to where the object ends.
+    pub(super) last: Bytes,
+}
+
+impl OpenedWay {
+    fn new((part, first): (Part, Bytes)) -> OpenedWay {
+        OpenedWay {
+            pinned: Pinned { size: part.total, validator: part.validator },
+            first,
+            last: Bytes::new(),
+        }
+    }
 }
 
 impl Way {
@@ -43,6 +66,7 @@ impl Way {
             circuit: options.circuits.of(&endpoint.server()),
             endpoint,
             head: if options.known { HEAD_KNOWN } else { HEAD },
+            ends: options.ends && !options.known,
             lanes: Lanes::new(),
             pace: Pace::new(),
             out: AtomicBool::new(false),
@@ -63,13 +87,46 @@ impl Way {
         self.out.store(true, Ordering::Relaxed);
     }
 
-    /// The request that opens an object. Appends its first bytes to `head`.
-    pub(super) async fn open(&self, head: &mut BytesMut) -> Result<Part, Fault> {
+    /// Opens an object by asking for its first bytes.
+    pub(super) async fn open(&self) -> Result<OpenedWay, Fault> {
+        let began = Instant::now();
+        let first = self.first();
+        if !self.ends {
+            return Ok(OpenedWay::new(first.await?));
+        }
+        let (mut first, mut last) = (pin!(first), pin!(self.last()));
+        let (first, last_came) = tokio::select! {
+            first = &mut first => (first, None),
+            last = &mut last => (first.await, Some(last)),
+        };
+        let mut opened = OpenedWay::new(first?);
+        let at_hand = opened.first.len() as u64 == opened.pinned.size;
+        // Some servers answer one request after the other, and some never answer this one.
+        let last = match last_came {
+            _ if at_hand => return Ok(opened),
+            Some(last) => Ok(last),
+            None => timeout_at(Instant::now() + began.elapsed(), last).await,
+        };
+        match last {
+            Ok(Ok((part, last))) if opened.pinned.is_of(&part) => opened.last = last,
+            Ok(Ok(_)) => tracing::debug!("the last bytes may be of another version: they are not used"),
+            Ok(Err(fault)) => tracing::debug!("the last bytes did not come: {}", fault.what),
+            Err(_) => tracing::debug!("the last bytes did not come in time"),
+        }
+        Ok(opened)
+    }
+
+    async fn first(&self) -> Result<(Part, Bytes), Fault> {
         let asked = 0..self.head;
         let answer = self.endpoint.get(&asked, HeaderMap::new()).await?;
         let part = answer::first(answer.status(), answer.headers(), &asked)?;
-        receive(answer, &part, head).await?;
-        Ok(part)
+        whole(answer, part).await
+    }
+
+    async fn last(&self) -> Result<(Part, Bytes), Fault> {
+        let answer = self.endpoint.get_last(LAST).await?;
+        let part = answer::last(answer.status(), answer.headers(), LAST)?;
+        whole(answer, part).await
     }
 
     /// Asks for `range` of the object `pinned`, once the server may be asked; appends what it brings to `body`, which
@@ -158,6 +215,13 @@ impl Way {
         }
         Ok(())
     }
+}
+
+/// The body of an answer that announced `part`.
+async fn whole(answer: reqwest::Response, part: Part) -> Result<(Part, Bytes), Fault> {
+    let mut body = BytesMut::new();
+    receive(answer, &part, &mut body).await?;
+    Ok((part, body.freeze()))
 }
 
 /// Appends the body to `out`: exactly the bytes of `part`, or a fault. If the connection broke before an announced

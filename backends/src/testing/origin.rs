@@ -68,6 +68,7 @@ struct State {
     tag: String,
     lies: VecDeque<Lie>,
     always: Lie,
+    at_the_end: Lie,
     asked: Vec<Range<u64>>,
     heads: Vec<String>,
 }
@@ -91,6 +92,7 @@ impl Origin {
             tag: "\"1\"".to_owned(),
             lies: VecDeque::new(),
             always: Lie::None,
+            at_the_end: Lie::None,
             asked: Vec::new(),
             heads: Vec::new(),
         }));
@@ -133,6 +135,11 @@ impl Origin {
         lock(&self.state).always = lie;
     }
 
+    /// Requests for so many of the last bytes are answered so.
+    pub fn lie_at_the_end(&self, lie: Lie) {
+        lock(&self.state).at_the_end = lie;
+    }
+
     /// The ranges asked for so far, in order.
     pub fn asked(&self) -> Vec<Range<u64>> {
         lock(&self.state).asked.clone()
@@ -168,9 +175,15 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
         }
         let (lie, content, tag) = {
             let mut state = lock(&state);
-            state.asked.push(asked(&head).unwrap_or(0..0));
+            let size = state.content.len() as u64;
+            state.asked.push(asked(&head, size).unwrap_or(0..0));
             state.heads.push(head.clone());
-            let lie = state.lies.pop_front().unwrap_or_else(|| state.always.clone());
+            let lie = match head.contains("range: bytes=-") {
+                true => Some(state.at_the_end.clone()).filter(|lie| *lie != Lie::None),
+                false => None,
+            };
+            let lie = lie.or_else(|| state.lies.pop_front());
+            let lie = lie.unwrap_or_else(|| state.always.clone());
             (lie, state.content.clone(), state.tag.clone())
         };
         if !answer(stream.get_mut(), &head, lie, &content, &tag).await {
@@ -193,11 +206,13 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> Option<String> {
     }
 }
 
-/// The range in a request head, half open.
-fn asked(head: &str) -> Option<Range<u64>> {
+/// The range in a request head for an object of `size` bytes, half open.
+fn asked(head: &str, size: u64) -> Option<Range<u64>> {
     let value = head.lines().find_map(|line| line.strip_prefix("range: bytes="))?;
-    let (first, last) = value.trim().split_once('-')?;
-    Some(first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?)
+    match value.trim().split_once('-')? {
+        ("", len) => Some(size.saturating_sub(len.parse().ok()?)..size),
+        (first, last) => Some(first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?),
+    }
 }
 
 /// Answers one request; false if the connection is to be closed.
@@ -237,7 +252,7 @@ async fn answer(stream: &mut TcpStream, head: &str, lie: Lie, content: &Bytes, t
             .await
             .is_ok();
     }
-    let Some(range) = asked(head).filter(|range| range.start < size) else {
+    let Some(range) = asked(head, size).filter(|range| range.start < size) else {
         let text =
             format!("HTTP/1.1 416 Range\r\nContent-Range: bytes */{size}\r\nContent-Length: 0\r\n\r\n");
         return stream.write_all(text.as_bytes()).await.is_ok();

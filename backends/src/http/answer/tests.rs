@@ -49,6 +49,37 @@ fn only_the_asked_range_of_the_pinned_object_is_taken() {
 }
 
 #[test]
+fn the_last_bytes_are_all_that_were_asked_for_or_of_no_use() {
+    let check = |status, pairs: &[(&'static str, &str)]| {
+        last(StatusCode::from_u16(status).unwrap(), &headers(pairs), 100)
+            .map(|part| (part.range, part.total))
+            .ok()
+    };
+    let range = |value| ("content-range", value);
+    assert_eq!(check(206, &[range("bytes 900-999/1000")]), Some((900..1000, 1000)));
+    assert_eq!(
+        check(206, &[range("bytes 900-999/1000"), ("content-length", "100")]),
+        Some((900..1000, 1000))
+    );
+    assert_eq!(check(206, &[range("bytes 0-49/50")]), Some((0..50, 50)));
+    for wrong in [
+        "bytes 899-999/1000",
+        "bytes 901-999/1000",
+        "bytes 900-998/1000",
+        "bytes 0-99/1000",
+        "bytes 900-999/*",
+        "",
+    ] {
+        assert_eq!(check(206, &[range(wrong)]), None, "{wrong}");
+    }
+    assert_eq!(check(206, &[]), None);
+    assert_eq!(check(206, &[range("bytes 900-999/1000"), ("content-length", "99")]), None);
+    assert_eq!(check(206, &[range("bytes 900-999/1000"), ("content-encoding", "gzip")]), None);
+    assert_eq!(check(200, &[("content-length", "100")]), None);
+    assert_eq!(check(416, &[range("bytes */0")]), None);
+}
+
+#[test]
 fn another_version_is_final() {
     let range = ("content-range", "bytes 100-199/1000");
     assert_eq!(check(206, &[("etag", "\"b\""), range]), CHANGED);
