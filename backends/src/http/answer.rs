@@ -66,7 +66,7 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// Whether `part` is certainly of this object.
+    /// Whether `part` is of this object, as far as a validator says so.
     pub(super) fn is_of(&self, part: &Part) -> bool {
         self.validator != Validator::None && self.validator == part.validator && self.size == part.total
     }

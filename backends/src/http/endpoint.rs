@@ -76,10 +76,13 @@ impl Endpoint {
         }
     }
 
-    /// Asks for the last `len` bytes, following redirects. The answer has any status but a redirect.
+    /// Asks for the last `len` bytes, following redirects. The answer has any status but a redirect. Where redirects led has no
+    /// part in where later requests go, for it may be another server than that which the first bytes came from.
     pub(super) async fn get_last(&self, len: u64) -> Result<reqwest::Response, Fault> {
         let value = HeaderValue::try_from(format!("bytes=-{len}")).map_err(|_| internal())?;
-        self.ask(HeaderMap::from_iter([(RANGE, value)])).await
+        let identity = HeaderValue::from_static("identity");
+        let headers = HeaderMap::from_iter([(RANGE, value), (ACCEPT_ENCODING, identity)]);
+        Ok(self.follow(Arc::new(self.origin.clone()), &headers).await?.0)
     }
 
     /// Asks for `range`, following redirects. The answer has any status but a redirect.
@@ -99,7 +102,7 @@ impl Endpoint {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let resolved = locked(&self.resolved).clone();
         if let Some(url) = resolved {
-            let answer = self.follow(url, &headers).await?;
+            let answer = self.follow_and_note(url, &headers).await?;
             // What a redirect leads to may expire, as presigned URLs do: ask the origin again.
             if !expired(answer.status()) {
                 return Ok(answer);
@@ -108,9 +111,9 @@ impl Endpoint {
         }
         let origin = Arc::new(self.origin.clone());
         let access = locked(&self.access).clone();
-        let answer = self.follow(origin.clone(), &headers).await?;
+        let answer = self.follow_and_note(origin.clone(), &headers).await?;
         if access.auth.is_refused_by(answer.status()) && self.renew(&access) {
-            return self.follow(origin, &headers).await;
+            return self.follow_and_note(origin, &headers).await;
         }
         Ok(answer)
     }
@@ -135,7 +138,21 @@ impl Endpoint {
         }
     }
 
-    async fn follow(&self, mut url: Arc<Url>, headers: &HeaderMap) -> Result<reqwest::Response, Fault> {
+    /// As [`follow`](Self::follow); later requests go at once to where redirects lead.
+    async fn follow_and_note(&self, url: Arc<Url>, headers: &HeaderMap) -> Result<reqwest::Response, Fault> {
+        let (answer, url) = self.follow(url, headers).await?;
+        if answer.status().is_success() && *url != self.origin {
+            *locked(&self.resolved) = Some(url);
+        }
+        Ok(answer)
+    }
+
+    /// Asks at `url`, and where that redirects to. The answer, and where it came from.
+    async fn follow(
+        &self,
+        mut url: Arc<Url>,
+        headers: &HeaderMap,
+    ) -> Result<(reqwest::Response, Arc<Url>), Fault> {
         let local = |error: Error| Fault::new(error.kind, Failure::Final, error.message);
         let access = locked(&self.access).clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -149,10 +166,7 @@ impl Endpoint {
             let answer =
                 client.execute(request).await.map_err(|error| transport(&error, Failure::Unreached))?;
             if !is_redirect(answer.status()) {
-                if answer.status().is_success() && *url != self.origin {
-                    *locked(&self.resolved) = Some(url);
-                }
-                return Ok(answer);
+                return Ok((answer, url));
             }
             if let Some(region) = answer.headers().get("x-amz-bucket-region") {
                 return Err(final_fault(format!(

@@ -34,7 +34,7 @@ use bytes::{Bytes, BytesMut};
 use hand::AtHand;
 use std::ops::Range;
 use std::sync::OnceLock;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use way::Way;
 
 /// An object on an HTTP or S3 server.
@@ -70,16 +70,18 @@ impl HttpSource {
         let policy = options.policy;
         let mut tries = Tries::new(policy.opening());
         let share = policy.opening().deadline / u32::try_from(ways.len()).unwrap_or(u32::MAX);
+        let mut first_try = true;
         let (pinned_by, opened) = 'opened: loop {
             let mut fault = out_of_time();
             for (number, way) in ways.iter().enumerate() {
                 let deadline = tries.deadline().min(Instant::now() + share);
-                fault = match timeout_at(deadline, way.open()).await {
-                    Ok(Ok(opened)) => break 'opened (number, opened),
-                    Ok(Err(fault)) => fault,
-                    Err(_) => out_of_time(),
+                // A server that is asked again is not to be asked for more than has to be.
+                fault = match way.open(first_try, deadline).await {
+                    Ok(opened) => break 'opened (number, opened),
+                    Err(fault) => fault,
                 };
             }
+            first_try = false;
             tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
         };
         let pinned = opened.pinned;

@@ -123,6 +123,45 @@ async fn an_object_opens_whatever_becomes_of_the_request_for_its_last_bytes() {
 }
 
 #[tokio::test]
+async fn the_first_bytes_are_not_lost_while_the_last_ones_are_waited_for() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    origin.lie([Lie::Late(Duration::from_millis(1200))]);
+    origin.lie_at_the_end(Lie::Freeze);
+    let began = Instant::now();
+    assert_eq!(open_with_ends(&origin).await.at_hand(), 327_680);
+    assert!(began.elapsed() < Duration::from_millis(2500));
+}
+
+#[tokio::test]
+async fn who_asks_again_does_not_ask_for_the_last_bytes() {
+    let origin = Origin::start(content(SIZE)).await.unwrap();
+    origin.lie([Lie::Status(503, String::new())]);
+    let source = open_with_ends(&origin).await;
+    let firsts = origin.asked().iter().filter(|range| range.start == 0).count();
+    assert_eq!((firsts, origin.asked().len() - firsts), (2, 1));
+    assert!(!last_is_at_hand(&origin, &source).await);
+}
+
+#[tokio::test]
+async fn where_the_last_bytes_came_from_is_not_asked_for_others() {
+    let front = Origin::start(content(SIZE)).await.unwrap();
+    let (one, other) =
+        (Origin::start(content(SIZE)).await.unwrap(), Origin::start(content(SIZE / 2)).await.unwrap());
+    other.replace(content(SIZE / 2), "\"2\"");
+    let to = |origin: &Origin| Lie::Status(302, format!("Location: {}\r\n", origin.url("b.img")));
+    for (first, last) in [(100, 150), (150, 100)] {
+        front.always(to(&one));
+        front.lie_at_the_end(to(&other));
+        one.lie([Lie::Late(Duration::from_millis(first))]);
+        other.lie_at_the_end(Lie::Late(Duration::from_millis(last)));
+        let source = open_with_ends(&front).await;
+        assert_eq!(source.len(), SIZE as u64);
+        assert_eq!(source.read(400_000..800_000).await.unwrap(), content(SIZE)[400_000..800_000]);
+    }
+    assert!(!other.asked().is_empty());
+}
+
+#[tokio::test]
 async fn the_last_bytes_of_what_has_no_version_and_of_what_is_known_are_not_used() {
     let origin = Origin::start(content(SIZE)).await.unwrap();
     origin.replace(content(SIZE), "W/\"1\"");

@@ -87,25 +87,29 @@ impl Way {
         self.out.store(true, Ordering::Relaxed);
     }
 
-    /// Opens an object by asking for its first bytes.
-    pub(super) async fn open(&self) -> Result<OpenedWay, Fault> {
+    /// Opens an object by asking for its first bytes; with `last`, for its last ones as well, if they are wanted at all.
+    pub(super) async fn open(&self, last: bool, deadline: Instant) -> Result<OpenedWay, Fault> {
         let began = Instant::now();
-        let first = self.first();
-        if !self.ends {
-            return Ok(OpenedWay::new(first.await?));
+        let first = timeout_at(deadline, self.first());
+        let opened = |first: Result<_, _>| Ok(OpenedWay::new(first.map_err(|_| out_of_time())??));
+        if !last || !self.ends {
+            return opened(first.await);
         }
         let (mut first, mut last) = (pin!(first), pin!(self.last()));
         let (first, last_came) = tokio::select! {
+            // So that it is sent first.
+            biased;
             first = &mut first => (first, None),
             last = &mut last => (first.await, Some(last)),
         };
-        let mut opened = OpenedWay::new(first?);
+        let mut opened = opened(first)?;
         let at_hand = opened.first.len() as u64 == opened.pinned.size;
         // Some servers answer one request after the other, and some never answer this one.
+        let late = deadline.min(Instant::now() + began.elapsed());
         let last = match last_came {
             _ if at_hand => return Ok(opened),
             Some(last) => Ok(last),
-            None => timeout_at(Instant::now() + began.elapsed(), last).await,
+            None => timeout_at(late, last).await,
         };
         match last {
             Ok(Ok((part, last))) if opened.pinned.is_of(&part) => opened.last = last,
