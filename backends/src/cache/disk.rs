@@ -9,7 +9,7 @@ use super::Key;
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -136,16 +136,10 @@ impl Disk {
                 true
             }
         };
-        let open = |name: &str| {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(directory.join(name))
-        };
-        let disk = Disk { data: Arc::new(open("data")?), index: Some(open("index")?), geometry, fresh };
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let data = Arc::new(open_data(&options, directory)?);
+        let disk = Disk { data, index: Some(options.open(directory.join("index"))?), geometry, fresh };
         disk.data.set_len(geometry.size)?;
         if let Some(index) = &disk.index {
             index.set_len(geometry.blocks() * 8)?;
@@ -177,8 +171,8 @@ impl Disk {
         if read_meta(directory)? != (key.clone(), geometry) {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
-        let open = |name: &str| File::open(directory.join(name));
-        Ok(Disk { data: Arc::new(open("data")?), index: Some(open("index")?), geometry, fresh: false })
+        let data = Arc::new(open_data(File::options().read(true), directory)?);
+        Ok(Disk { data, index: Some(File::open(directory.join("index"))?), geometry, fresh: false })
     }
 
     /// An object in a nameless file below `directory`, which ends with this process.
@@ -316,6 +310,18 @@ impl Disk {
     pub(super) fn allocated(&self) -> u64 {
         let of = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
         of(&self.data) + self.index.as_ref().map_or(0, |index| of(index) + OVERHEAD)
+    }
+}
+
+/// Opens `data` of an object. Nobody asks when it was last read, and to keep count of that takes a thirtieth of the time of a
+/// small read.
+fn open_data(options: &OpenOptions, directory: &Path) -> io::Result<File> {
+    let path = directory.join("data");
+    let flags = i32::try_from(OFlags::NOATIME.bits()).unwrap_or_default();
+    match options.clone().custom_flags(flags).open(&path) {
+        // Only the file's owner may say so (open(2)).
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.open(&path),
+        opened => opened,
     }
 }
 

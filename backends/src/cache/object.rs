@@ -328,10 +328,32 @@ impl<F: Fill> Object<F> {
         if ahead {
             self.read_ahead(&self.core.geometry.touched(&range));
         }
+        if let Err(error) = self.collect(parts, lease.as_ref(), &range, out, true).await {
+            out.truncate(had);
+            return Err(error);
+        }
+        let got: u64 = out[had..].iter().map(Span::len).sum();
+        if got != range.end - range.start {
+            out.truncate(had);
+            return Err(self.wrong_number(got, range.end - range.start));
+        }
+        Ok(())
+    }
+
+    /// Appends what of `range` is in `parts`. Whoever asked with others and fails, is asked `again` for what is wanted here
+    /// alone: it may have been something else that was wrong.
+    async fn collect(
+        self: &Arc<Self>,
+        parts: SmallVec<[Part; 4]>,
+        lease: Option<&Arc<Lease>>,
+        range: &Range<u64>,
+        out: &mut Spans,
+        again: bool,
+    ) -> Result<(), Error> {
         for part in parts {
-            match (part, &lease) {
+            match (part, lease) {
                 (Part::Ready(blocks), Some(lease)) => {
-                    let bytes = clip(self.core.geometry.bytes(&blocks), &range);
+                    let bytes = clip(self.core.geometry.bytes(&blocks), range);
                     out.push(Span::File {
                         lease: lease.clone(),
                         offset: bytes.start,
@@ -342,12 +364,14 @@ impl<F: Fill> Object<F> {
                 (Part::Flying(flight, blocks), _) => {
                     let pieces = match flight.bytes().await {
                         Ok(pieces) => pieces,
-                        Err(error) => {
-                            out.truncate(had);
-                            return Err(error);
+                        Err(error) if again && error.kind == Kind::Io && flight.blocks != blocks => {
+                            let parts = self.plan(blocks, lease.is_some());
+                            Box::pin(self.collect(parts, lease, range, out, false)).await?;
+                            continue;
                         }
+                        Err(error) => return Err(error),
                     };
-                    let wanted = clip(self.core.geometry.bytes(&blocks), &range);
+                    let wanted = clip(self.core.geometry.bytes(&blocks), range);
                     for (at, bytes) in pieces.iter() {
                         let part = clip(*at..at + bytes.len() as u64, &wanted);
                         if part.start < part.end {
@@ -358,11 +382,6 @@ impl<F: Fill> Object<F> {
                     }
                 }
             }
-        }
-        let got: u64 = out[had..].iter().map(Span::len).sum();
-        if got != range.end - range.start {
-            out.truncate(had);
-            return Err(self.wrong_number(got, range.end - range.start));
         }
         Ok(())
     }
@@ -423,6 +442,23 @@ impl<F: Fill> Object<F> {
             });
         })
         .await;
+    }
+
+    /// Whether all of `range`, which lies inside the object, is in the file, as far as can be said without reading it: also
+    /// what an earlier process left.
+    pub async fn has(self: &Arc<Self>, range: &Range<u64>) -> bool {
+        let (core, blocks) = (self.core.clone(), self.core.geometry.touched(range));
+        if core.is_ready(blocks.clone()) {
+            return true;
+        }
+        if core.nameless() || core.disk().is_some_and(|disk| disk.fresh) {
+            return false;
+        }
+        let look = tokio::task::spawn_blocking(move || {
+            let Some(disk) = core.readable() else { return false };
+            blocks.into_iter().all(|block| core.ready.get(block) || disk.is_recorded(block).unwrap_or(false))
+        });
+        matches!(tokio::time::timeout(LOAD_TIMEOUT, look).await, Ok(Ok(true)))
     }
 
     /// Whether the byte at `range.start` is in the file, and for how many bytes of `range`, which lies inside the object

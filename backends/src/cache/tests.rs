@@ -30,6 +30,45 @@ pub(super) fn expect(range: Range<u64>) -> Vec<u8> {
     range.map(byte).collect()
 }
 
+/// Makes all but one block, the sixth; and nothing together with that one.
+struct AllButOne(Maker);
+
+impl Fill for AllButOne {
+    async fn fill(&self, range: Range<u64>) -> Result<Pieces, Error> {
+        let made = self.0.fill(range.clone()).await?;
+        match range.contains(&(5 * BLOCK)) {
+            true => Err(Error::new(Kind::Io, "that one is damaged")),
+            false => Ok(made),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_cannot_be_had_does_not_fail_others_that_were_asked_for_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), 1 << 30).unwrap();
+    let maker = Maker::shut();
+    let object = store.object(&key("a"), 10 * BLOCK, BLOCK as u32, AllButOne(maker.clone())).unwrap();
+    let get = |range: Range<u64>| {
+        let object = object.clone();
+        tokio::spawn(async move {
+            let mut spans = Spans::new();
+            object.get_exactly(range, &mut spans).await.map(|()| spans.iter().map(Span::len).sum::<u64>())
+        })
+    };
+    let all = get(0..10 * BLOCK);
+    while maker.ranges().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (good, bad) = (get(BLOCK..3 * BLOCK), get(5 * BLOCK..6 * BLOCK));
+    tokio::task::yield_now().await;
+    maker.0.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    assert_eq!(all.await.unwrap().unwrap_err().kind, Kind::Io);
+    assert_eq!(good.await.unwrap().unwrap(), 2 * BLOCK);
+    assert_eq!(bad.await.unwrap().unwrap_err().kind, Kind::Io);
+    assert_eq!(maker.ranges().len(), 3, "each is asked for alone once more");
+}
+
 impl Maker {
     pub(super) fn new() -> Maker {
         let gate = Semaphore::new(Semaphore::MAX_PERMITS);
