@@ -187,6 +187,84 @@ fn qcow2_compressed_and_written_to_since() {
     check_image(&dir, &image, "qcow2");
 }
 
+#[test]
+fn qcow2_with_parts_of_clusters() {
+    if !has("qcow2_with_parts_of_clusters", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let (disk, base, image) = (dir.guest_disk("disk"), dir.join("base.qcow2"), dir.join("image.qcow2"));
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&disk), text(&base)]);
+    // A cluster of it can be the parent's in part, and the last one is not a whole one.
+    let options = "extended_l2=on,cluster_size=64k";
+    let size = (fs::metadata(&disk).unwrap().len() + 512).to_string();
+    let create = ["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.qcow2", "-F", "qcow2"];
+    run("qemu-img", &[&create[..], &[text(&image), &size]].concat());
+    let end = format!("write -P 3 {} 512", size.parse::<u64>().unwrap() - 512);
+    for write in ["write -P 0x5a 4096 2048", "write -z 69632 2048", "write -c -P 7 131072 65536", &end] {
+        run("qemu-io", &["-c", write, text(&image)]);
+    }
+    check_image(&dir, &image, "qcow2");
+}
+
+/// Clusters that are not compressed, as large as blocks of the cache, are among those that are.
+#[test]
+fn stored_clusters_are_kept_as_the_disk_has_them() {
+    if !has("stored_clusters_are_kept_as_the_disk_has_them", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let (disk, cache, copy) = (dir.guest_disk("disk"), dir.join("cache"), dir.join("copy"));
+    for (name, options, kept) in
+        [("64.qcow2", "cluster_size=64k", true), ("32.qcow2", "cluster_size=32k", false)]
+    {
+        let image = dir.join(name);
+        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-o", options, text(&disk), text(&image)]);
+        let (location, wanted) = (format!("{}/{name}", http.url), oracle(&image, "qcow2"));
+        let server = Server::start(&dir, &["--cache", text(&cache), &location]);
+        for round in ["empty", "filled"] {
+            let before = http.bytes_sent();
+            run("nbdcopy", &[&server.uri(""), text(&copy)]);
+            assert_same_bytes(&format!("{name}, the cache {round}"), &fs::read(&copy).unwrap(), &wanted);
+            assert_eq!(http.bytes_sent() > before, round == "empty", "{name}, the cache {round}");
+        }
+        server.terminate();
+        // Each byte is fetched once and kept once, but for those at the ends that opening brings.
+        let length = fs::metadata(&image).unwrap().len();
+        let list = run(common::THINORIGIN, &["cache", "list", "--json", "--cache", text(&cache)]).stdout;
+        let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+        let local = |part: &str| -> u64 {
+            let of = |object: &&serde_json::Value| {
+                object["location"] == location.as_str() && object["part"].as_str().unwrap().starts_with(part)
+            };
+            list.as_array().unwrap().iter().filter(of).map(|object| object["local"].as_u64().unwrap()).sum()
+        };
+        let (raw, decoded) = (local("raw"), local("decoded"));
+        assert_eq!(decoded > length / 2, kept, "{name}: {decoded} of {length} bytes");
+        assert_eq!(raw < length / 2 + (320 << 10), kept, "{name}: {raw} of {length} bytes");
+    }
+}
+
+/// Read as another format, or by a version that kept stored clusters as blocks of the file, an image is in the cache all the
+/// same.
+#[test]
+fn what_the_cache_has_of_the_file_needs_no_server() {
+    if !has("what_the_cache_has_of_the_file_needs_no_server", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let (disk, image, cache) = (dir.guest_disk("disk"), dir.join("image.qcow2"), dir.join("cache"));
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&disk), text(&image)]);
+    let (location, wanted) = (format!("{}/image.qcow2", http.url), oracle(&image, "qcow2"));
+    run(common::THINORIGIN, &["warm", "--format", "raw", "--cache", text(&cache), &location]);
+    drop(http);
+    let (server, copy) = (Server::start(&dir, &["--cache", text(&cache), &location]), dir.join("copy"));
+    run("nbdcopy", &[&server.uri(""), text(&copy)]);
+    assert_same_bytes("the server is gone", &fs::read(&copy).unwrap(), &wanted);
+}
+
 /// Zeros, which is what versions before this one kept as decoded where a cluster is stored as it is.
 struct Zeros;
 

@@ -49,7 +49,8 @@ impl Inflater {
     ///
     /// `stored` are the [`Unit::len`](crate::Unit::len) bytes at [`Unit::at`](crate::Unit::at), fewer where the file
     /// ends sooner; `decoded` is [`Unit::decoded`](crate::Unit::decoded). What follows the compressed stream is
-    /// ignored, and so is what the stream holds past `decoded` bytes. A stream that ends sooner is an error.
+    /// ignored, and so is what the stream holds past `decoded` bytes. A stream that ends sooner is an error; what is stored
+    /// as it is and ends sooner goes on with zeros.
     pub fn decode(&mut self, codec: Codec, stored: &[u8], decoded: u32) -> Result<Vec<u8>> {
         let mut clear = vec![0; limits::unit_length(decoded)?];
         self.decode_into(codec, stored, &mut clear)?;
@@ -60,6 +61,13 @@ impl Inflater {
     /// returned and its content is undefined.
     pub fn decode_into(&mut self, codec: Codec, stored: &[u8], clear: &mut [u8]) -> Result<()> {
         match codec {
+            Codec::Stored => {
+                let len = stored.len().min(clear.len());
+                let (inside, beyond) = clear.split_at_mut(len);
+                inside.copy_from_slice(stored.split_at(len).0);
+                beyond.fill(0);
+                Ok(())
+            }
             Codec::Deflate => {
                 if self.whole.deflate_decompress(stored, clear) == Ok(clear.len()) {
                     return Ok(());

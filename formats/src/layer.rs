@@ -37,6 +37,8 @@ pub struct Info {
     /// Whether each compressed unit is one allocation unit, as large as `cluster_size` and beginning at a multiple of it; the
     /// disk may end in the last one.
     pub aligned_units: bool,
+    /// Whether what is stored as it is fills allocation units as well, each in one piece of a file.
+    pub whole_clusters: bool,
     /// Whether the layer has no allocation of its own, so that a hole in a file is a hole of the disk: raw, fixed
     /// vhd and flat vmdk.
     pub follows_file: bool,

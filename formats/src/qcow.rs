@@ -62,6 +62,7 @@ pub(crate) fn open(view: View<'_>) -> Step<Opened> {
         cluster_size: Some(cluster),
         compressed: true,
         aligned_units: true,
+        whole_clusters: true,
         features: vec!["v1".to_owned()],
         ..Info::default()
     };

@@ -8,6 +8,8 @@ pub struct FileIndex(pub u16);
 /// How a compressed unit is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
+    /// As it is. No layer says so of a unit; it is for who handles clusters that are not compressed as units.
+    Stored,
     /// Raw deflate without header (qcow2, compression type 0).
     Deflate,
     /// A zlib stream, RFC 1950 (vmdk streamOptimized).

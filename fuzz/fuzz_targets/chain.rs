@@ -38,6 +38,13 @@ fuzz_target!(|input: &[u8]| {
                 "{unit:?}"
             );
         }
+        if let ([only], Kind::Data { .. }) = (disk.chain().layers(), extent.kind)
+            && only.info().whole_clusters
+            && extent.start != at % size
+        {
+            let cluster = only.info().cluster_size.unwrap_or(1);
+            assert!(extent.start % cluster == 0, "{extent:?}");
+        }
         let mut bytes = vec![0; extent.len.min(4096) as usize];
         let _read = disk.read(next, &mut bytes);
         next += extent.len;

@@ -12,8 +12,8 @@ thread_local! {
 
 fuzz_target!(|input: &[u8]| {
     let Some(([choice, size], stored)) = input.split_first_chunk::<2>() else { return };
-    let codecs = [Codec::Deflate, Codec::Zlib, Codec::Zstd, Codec::Grain { lba: 0 }];
-    let codec = codecs[usize::from(*choice) % 4];
+    let codecs = [Codec::Stored, Codec::Deflate, Codec::Zlib, Codec::Zstd, Codec::Grain { lba: 0 }];
+    let codec = codecs[usize::from(*choice) % codecs.len()];
     let decoded = 1 << (9 + size % 13);
     let fresh = Inflater::new().decode(codec, stored, decoded);
     let used = USED.with_borrow_mut(|inflater| inflater.decode(codec, stored, decoded));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Blocks of remote objects in the cache, in bytes: large enough that a cold sequential read is not all round
 /// trips, small enough that a random 4 KiB read does not fetch much that nobody asked for.
-const BLOCK: u32 = 64 << 10;
+pub(super) const BLOCK: u32 = 64 << 10;
 
 /// One file of a layer: a part of a body, which is all of it unless the file is a member of an archive. Offsets count
 /// from where the part begins.
@@ -113,6 +113,11 @@ impl Content {
     /// Whether it is a local file, which is read in place and never cached.
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.body, Body::Local(..))
+    }
+
+    /// Whether it is read from a server through the cache, block by block.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.body, Body::Cached(..))
     }
 
     /// Whether it goes through the cache.
@@ -272,6 +277,19 @@ impl Content {
                 false => Ok(source.read(inside).await?),
             },
             Body::Packed(_) => self.gathered(range).await,
+        }
+    }
+
+    /// The bytes of `range` in memory, fewer where the file ends, if the cache has all of them as they are in the file.
+    pub(crate) async fn read_cached(&self, range: Range<u64>) -> Result<Option<Bytes>> {
+        let range = self.clip(range);
+        match &self.body {
+            Body::Cached(_, object)
+                if !range.is_empty() && object.has(&self.place_of(range.clone())).await =>
+            {
+                Ok(Some(self.gathered(range).await?))
+            }
+            _ => Ok(None),
         }
     }
 

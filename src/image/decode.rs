@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use backends::Buffer;
 use backends::cache::{Fill, Pieces};
 use bytes::Bytes;
-use formats::{Inflater, Mapping, Unit};
+use formats::{Codec, FileIndex, Inflater, Mapping, Unit};
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use std::cell::RefCell;
@@ -22,13 +22,15 @@ const LEAST_WORK: u32 = 128 << 10;
 /// so that they are still there when they are sent and written.
 const LARGEST_PIECE: u64 = 256 << 10;
 
-/// Fills the cache's decoded blocks of one layer. Blocks in which the layer holds nothing compressed are left out, and in
-/// others what it holds in another way is left zero: nobody looks it up there.
+/// Fills the cache's decoded blocks of one layer. Blocks in which the layer holds nothing that is kept there are left out, and
+/// in others what it holds in another way is left zero: nobody looks it up there.
 #[derive(Debug)]
 pub(crate) struct DecodeFill {
     pub(super) files: Arc<LayerFiles>,
     /// Bytes in a block of the cache.
     pub(super) block: u64,
+    /// Whether clusters that are stored as they are are kept as well. Each is a block then.
+    pub(super) stored: bool,
 }
 
 impl Fill for DecodeFill {
@@ -44,15 +46,25 @@ impl DecodeFill {
         let mut at = range.start;
         while at < range.end {
             let run = files.run(at, range.end - at).await?;
-            if let Mapping::Compressed(unit) = run.mapping {
-                units.push(unit);
+            let end = run.end().min(range.end);
+            match run.mapping {
+                Mapping::Compressed(unit) => units.push(unit),
+                Mapping::Data { file, at: place } if self.stored => {
+                    units.extend(clusters(file, place, at..end, self.block));
+                }
+                _ => {}
             }
-            at = run.end();
+            at = end;
         }
         units.dedup();
-        let remote = units.iter().filter(|unit| lies_in(unit, &range) && !stored::is_local(files, unit));
-        let fetched = stored::fetch(files, &remote.copied().collect::<Vec<_>>()).await?;
-        let fetched: HashMap<Unit, Bytes> = fetched.into_iter().collect();
+        let (mut fetched, mut missing) = (HashMap::new(), Vec::new());
+        for unit in units.iter().filter(|unit| lies_in(unit, &range) && !stored::is_local(files, unit)) {
+            match cached(files, unit).await? {
+                Some(bytes) => drop(fetched.insert(*unit, bytes)),
+                None => missing.push(*unit),
+            }
+        }
+        fetched.extend(stored::fetch(files, &missing).await?);
         let pieces: Vec<_> = pieces(units, &range, self.block)
             .into_iter()
             .map(async |(range, units)| {
@@ -61,6 +73,23 @@ impl DecodeFill {
             .collect();
         try_join_all(pieces).await
     }
+}
+
+/// What is stored of `unit`, if it is not compressed and the cache has it as it is in its file: from the opening of the image, or
+/// from whoever reads it as another format.
+async fn cached(files: &LayerFiles, unit: &Unit) -> Result<Option<Bytes>> {
+    match unit.codec {
+        Codec::Stored => files.file(unit.file)?.read_cached(unit.at..unit.at + u64::from(unit.len)).await,
+        _ => Ok(None),
+    }
+}
+
+/// The clusters of `block` bytes that hold `range`, which lies at `place` of `file`, as units.
+fn clusters(file: FileIndex, place: u64, range: Range<u64>, block: u64) -> impl Iterator<Item = Unit> {
+    range.clone().step_by(usize::try_from(block).unwrap_or(usize::MAX)).map(move |guest| {
+        let len = u32::try_from(block.min(range.end - guest)).unwrap_or(u32::MAX);
+        Unit { codec: Codec::Stored, file, at: place + (guest - range.start), len, guest, decoded: len }
+    })
 }
 
 /// Splits `range` into stretches of whole blocks of `block` bytes with the units that each has a part of; blocks without any
@@ -312,7 +341,6 @@ fn inflate(unit: &Unit, stored: &[u8], clear: &mut [u8]) -> formats::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use formats::{Codec, FileIndex};
 
     fn unit(guest: u64, decoded: u32) -> Unit {
         Unit { codec: Codec::Zstd, file: FileIndex(0), at: 0, len: 1, guest, decoded }

@@ -1,6 +1,6 @@
 //! One layer of an image with its files: reads leaf tables, and serves compressed units decoded.
 
-use super::content::Content;
+use super::content::{self, Content};
 use super::decode::{self, DecodeFill};
 use crate::error::{Error, Result};
 use crate::memo::Memo;
@@ -40,12 +40,17 @@ pub(crate) struct LayerFiles {
 }
 
 /// A layer and the cache of its decoded units, if it has compressed data and there is a cache.
+///
+/// Clusters that are stored as they are are kept among the decoded ones, as the disk has them, if they are as large as blocks
+/// of the files they come from: so one look says whether a part of the disk is there, whatever it is a mixture of.
 #[derive(Debug)]
 pub(crate) struct CachedLayer {
     pub(crate) files: Arc<LayerFiles>,
     decoded: Option<Arc<Object<DecodeFill>>>,
     /// Whether a block that is decoded is one unit, with nothing in it that the layer holds in another way.
     whole_units: bool,
+    /// Whether clusters that are stored as they are are kept beside decoded units.
+    keeps_stored: bool,
 }
 
 impl LayerFiles {
@@ -93,9 +98,9 @@ impl LayerFiles {
         run.ok_or_else(|| Error::failed(format!("{}: no run covers guest offset {at:#x}", self.location)))
     }
 
-    /// What decoded bytes of this layer are kept under: everything they depend on, and what blocks there are. A block without a
-    /// unit is not among them, so that one which is there can be read without looking at a table
-    /// ([`CachedLayer::peek_whole`]). Whoever changes that has to change the name.
+    /// What decoded bytes of this layer are kept under: everything they depend on, and what blocks there are. A block that is
+    /// neither a unit nor a stored cluster is not among them, so that one which is there can be read without looking at a table
+    /// ([`CachedLayer::peek_whole`]). Who keeps anything but bytes of the disk in a block has to change the name.
     fn decoded_key(&self) -> Key {
         let others: Vec<_> = self.files.iter().skip(1).map(Content::identity).collect();
         let format = self.layer.format();
@@ -117,19 +122,26 @@ impl CachedLayer {
         let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
         let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
         let whole_units = info.aligned_units && info.cluster_size == Some(block.into());
+        let remote = files.files.iter().all(Content::is_remote);
+        let keeps_stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
         let decoded = match store {
             Some(store) if info.compressed => {
                 let key = files.decoded_key();
-                let fill = DecodeFill { files: files.clone(), block: block.into() };
+                let fill = DecodeFill { files: files.clone(), block: block.into(), stored: keeps_stored };
                 Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
             }
             _ => None,
         };
-        Ok(CachedLayer { files, decoded, whole_units })
+        Ok(CachedLayer { files, keeps_stored: keeps_stored && decoded.is_some(), decoded, whole_units })
     }
 
-    /// Where the guest bytes of `range` are, if all of them are compressed in this layer and decoded in the cache; else appends
-    /// nothing and says false. Looks at no table. Does not wait.
+    /// Whether clusters that are stored as they are are kept where decoded units are.
+    pub(crate) fn keeps_stored(&self) -> bool {
+        self.keeps_stored
+    }
+
+    /// Where the guest bytes of `range` are, if all of them are in this layer and kept in the cache as the disk has them; else
+    /// appends nothing and says false. Looks at no table. Does not wait.
     pub(crate) fn peek_whole(&self, range: Range<u64>, out: &mut Spans) -> bool {
         self.whole_units && self.decoded.as_ref().is_some_and(|object| object.peek(range, out))
     }
@@ -148,7 +160,13 @@ impl CachedLayer {
         }
     }
 
-    /// Decodes what is missing of `units`, which cover the guest range `range` without a gap, and says where it is.
+    /// Where the guest bytes of `range`, which are stored as they are, are at hand as the disk has them. Does not wait.
+    pub(crate) fn peek_stored(&self, range: Range<u64>, out: &mut Spans) -> bool {
+        self.keeps_stored && self.decoded.as_ref().is_some_and(|object| object.peek(range, out))
+    }
+
+    /// Decodes what is missing of the guest range `range`, and says where it is. Without a cache, `units` cover it without a
+    /// gap; with one, stored clusters may be among them where those are kept.
     pub(crate) async fn get_decoded(&self, units: &[Unit], range: Range<u64>, out: &mut Spans) -> Result<()> {
         let Some(object) = &self.decoded else {
             out.extend(decode::units(&self.files, units, &range).await?.into_iter().map(Span::Bytes));

@@ -45,8 +45,8 @@ const CONCURRENT: usize = 16;
 enum Part {
     /// An extent that is stored as it is, or zero.
     Plain(Extent),
-    /// Neighbouring compressed units of one layer.
-    Compressed { layer: usize, range: Range<u64>, units: Vec<Unit> },
+    /// A stretch of one layer that is kept as the disk has it: compressed units, and stored clusters where those are kept too.
+    Kept { layer: usize, range: Range<u64>, units: Vec<Unit> },
 }
 
 /// A read that waits, until dropped.
@@ -90,6 +90,11 @@ impl Image {
             let layer = self.layer(extent.layer)?;
             match extent.kind {
                 Kind::Zero | Kind::Unallocated => push_zero(out, extent.len),
+                Kind::Data { .. }
+                    if layer.peek_stored(extent.start..extent.start + extent.len, &mut spans) =>
+                {
+                    push_spans(out, &mut spans);
+                }
                 Kind::Data { file, at: stored } => {
                     let file = layer.files.file(file)?;
                     let (inside, beyond) = split_at_end(stored, extent.len, file.len());
@@ -133,7 +138,7 @@ impl Image {
                     file.spoil(split_at_end(at, len, file.len()).0);
                 }
                 Part::Plain(_) => {}
-                Part::Compressed { layer, range, .. } => self.layer(layer)?.spoil_decoded(&range),
+                Part::Kept { layer, range, .. } => self.layer(layer)?.spoil_decoded(&range),
             }
         }
         let location = self.location().to_string();
@@ -165,7 +170,7 @@ impl Image {
                 (inside.is_empty() || file.warm(inside).await?, len)
             }
             Part::Plain(extent) => (true, extent.len),
-            Part::Compressed { layer, range, .. } => {
+            Part::Kept { layer, range, .. } => {
                 let len = range.end - range.start;
                 (self.layer(layer)?.warm_decoded(range).await?, len)
             }
@@ -180,18 +185,25 @@ impl Image {
         while next < at + len {
             let extent = self.extent(next, at + len - next).await?;
             next += extent.len;
-            match (extent.kind, parts.last_mut()) {
-                (Kind::Compressed(unit), Some(Part::Compressed { layer, range, units }))
+            let unit = match extent.kind {
+                Kind::Compressed(unit) => Some(unit),
+                Kind::Data { .. } if self.layer(extent.layer)?.keeps_stored() => None,
+                _ => {
+                    parts.push(Part::Plain(extent));
+                    continue;
+                }
+            };
+            match parts.last_mut() {
+                Some(Part::Kept { layer, range, units })
                     if *layer == extent.layer && range.end == extent.start =>
                 {
                     range.end = next;
-                    units.push(unit);
+                    units.extend(unit);
                 }
-                (Kind::Compressed(unit), _) => {
+                _ => {
                     let range = extent.start..next;
-                    parts.push(Part::Compressed { layer: extent.layer, range, units: vec![unit] });
+                    parts.push(Part::Kept { layer: extent.layer, range, units: unit.into_iter().collect() });
                 }
-                _ => parts.push(Part::Plain(extent)),
             }
         }
         Ok(parts)
@@ -223,7 +235,7 @@ impl Image {
                 push_zero(&mut out, beyond);
             }
             Part::Plain(extent) => push_zero(&mut out, extent.len),
-            Part::Compressed { layer, range, units } => {
+            Part::Kept { layer, range, units } => {
                 self.layer(layer)?.get_decoded(&units, range, &mut spans).await?;
                 push_spans(&mut out, &mut spans);
             }

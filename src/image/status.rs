@@ -135,12 +135,21 @@ impl Image {
             Kind::Zero | Kind::Unallocated => (true, extent.len),
             Kind::Compressed(_) => layer.decoded_locality(&(extent.start..extent.start + extent.len)),
             Kind::Data { file, at } => {
+                let mut most = extent.len;
+                if layer.keeps_stored() {
+                    let (local, len) = layer.decoded_locality(&(extent.start..extent.start + extent.len));
+                    if local {
+                        return Ok((true, len));
+                    }
+                    // It may also be where it was read to find out what the image is.
+                    most = len;
+                }
                 let file = layer.files.file(file)?;
-                match file.len().saturating_sub(at).min(extent.len) {
+                match file.len().saturating_sub(at).min(most) {
                     // Past the file's end are zeros.
-                    0 => (true, extent.len),
+                    0 => (true, most),
                     inside => match file.locality(at..at + inside) {
-                        (true, len) if len == inside => (true, extent.len),
+                        (true, len) if len == inside => (true, most),
                         locality => locality,
                     },
                 }

@@ -86,6 +86,7 @@ fn info(header: &Header) -> Info {
         cluster_size: Some(header.cluster()),
         compressed: header.data_file.is_none(),
         aligned_units: true,
+        whole_clusters: !header.extended_l2,
         follows_file: false,
         features: vec![format!("v{}", header.version)],
         warnings: Vec::new(),

@@ -188,9 +188,22 @@ pub(crate) fn our_map(disk: &mut Disk) -> Vec<Entry> {
     map
 }
 
-/// What layers promise by `Info::aligned_units`.
+/// What layers promise by `Info::aligned_units` and `Info::whole_clusters`.
 fn assert_aligned(disk: &Disk, extent: &Extent) {
     let layer = &disk.chain().layers()[extent.layer];
+    // In a chain, children may cut clusters.
+    if let [only] = disk.chain().layers()
+        && only.info().whole_clusters
+        && matches!(extent.kind, Kind::Data { .. })
+    {
+        let cluster = only.info().cluster_size.unwrap();
+        let end = extent.start + extent.len;
+        assert!(extent.start.is_multiple_of(cluster), "{extent:?} in clusters of {cluster}");
+        assert!(
+            end.is_multiple_of(cluster) || end == only.virtual_size(),
+            "{extent:?} in clusters of {cluster}"
+        );
+    }
     if let Kind::Compressed(unit) = extent.kind
         && layer.info().aligned_units
     {
