@@ -29,6 +29,7 @@ timer() { # PATIENCE-OF-ITS-TEMPLATE IMAGE
 timer 25 template.qcow2 # what is less than usual needs no shorter timer
 timer 120 other.qcow2
 
+sleep 3 # what opening an image brought along is kept for two seconds
 "$lab/http" stop "$work/http"
 echo 3 >/proc/sys/vm/drop_caches
 background patient dd if="$patient" of=patient.copy bs=1M iflag=direct
