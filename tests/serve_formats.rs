@@ -8,21 +8,28 @@ use backends::cache::{Fill, Key, Pieces, Store};
 use common::{Dir, Http, Server, assert_same_bytes, has, oracle, run, text};
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const TOOLS: [&str; 5] = ["qemu-img", "nbdcopy", "nbdinfo", "nginx", "setsid"];
 
-/// Makes an image of the guest's disk with these arguments of `qemu-img convert`, and checks it.
-fn check(test: &str, format: &str, arguments: &[&str]) {
+/// Makes an image of the guest's disk with these arguments of `qemu-img convert`; nothing where tools are missing.
+fn convert(test: &str, format: &str, arguments: &[&str]) -> Option<(Dir, PathBuf)> {
     if !has(test, &TOOLS) {
-        return;
+        return None;
     }
     let dir = Dir::new();
     let disk = dir.guest_disk("disk");
     let image = dir.join("image.img");
     let convert = [&["convert", "-f", "raw", "-O", format], arguments, &[text(&disk), text(&image)]].concat();
     run("qemu-img", &convert);
-    check_image(&dir, &image, format);
+    Some((dir, image))
+}
+
+/// Makes an image as [`convert`] does, and checks it.
+fn check(test: &str, format: &str, arguments: &[&str]) {
+    if let Some((dir, image)) = convert(test, format, arguments) {
+        check_image(&dir, &image, format);
+    }
 }
 
 fn check_image(dir: &Dir, image: &Path, format: &str) {
@@ -170,12 +177,8 @@ fn qcow2_on_a_backing_file_of_another_format() {
 
 #[test]
 fn qcow2_compressed_and_written_to_since() {
-    if !has("qcow2_compressed_and_written_to_since", &TOOLS) {
-        return;
-    }
-    let dir = Dir::new();
-    let (disk, image) = (dir.guest_disk("disk"), dir.join("image.qcow2"));
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", text(&disk), text(&image)]);
+    let made = convert("qcow2_compressed_and_written_to_since", "qcow2", &["-c"]);
+    let Some((dir, image)) = made else { return };
     for write in [
         "write -P 0x5a 100 1500",
         "write -z 131072 65536",
@@ -250,14 +253,10 @@ fn stored_clusters_are_kept_as_the_disk_has_them() {
 /// same.
 #[test]
 fn what_the_cache_has_of_the_file_needs_no_server() {
-    if !has("what_the_cache_has_of_the_file_needs_no_server", &TOOLS) {
-        return;
-    }
-    let dir = Dir::new();
-    let http = Http::start(&dir);
-    let (disk, image, cache) = (dir.guest_disk("disk"), dir.join("image.qcow2"), dir.join("cache"));
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&disk), text(&image)]);
-    let (location, wanted) = (format!("{}/image.qcow2", http.url), oracle(&image, "qcow2"));
+    let made = convert("what_the_cache_has_of_the_file_needs_no_server", "qcow2", &[]);
+    let Some((dir, image)) = made else { return };
+    let (http, cache) = (Http::start(&dir), dir.join("cache"));
+    let (location, wanted) = (format!("{}/image.img", http.url), oracle(&image, "qcow2"));
     run(common::THINORIGIN, &["warm", "--format", "raw", "--cache", text(&cache), &location]);
     drop(http);
     let (server, copy) = (Server::start(&dir, &["--cache", text(&cache), &location]), dir.join("copy"));
@@ -276,16 +275,12 @@ impl Fill for Zeros {
 
 #[tokio::test]
 async fn what_other_versions_kept_as_decoded_is_not_read() {
-    if !has("what_other_versions_kept_as_decoded_is_not_read", &TOOLS) {
-        return;
-    }
-    let dir = Dir::new();
-    let (disk, image) = (dir.guest_disk("disk"), dir.join("image.qcow2"));
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", text(&disk), text(&image)]);
+    let made = convert("what_other_versions_kept_as_decoded_is_not_read", "qcow2", &["-c"]);
+    let Some((dir, image)) = made else { return };
     run("qemu-io", &["-c", "write -P 0x5a 65536 65536", text(&image)]);
     let wanted = oracle(&image, "qcow2");
     let (http, cache, copy) = (Http::start(&dir), dir.join("cache"), dir.join("copy"));
-    let location = format!("{}/image.qcow2", http.url);
+    let location = format!("{}/image.img", http.url);
     let source = backends::open(&location.parse().unwrap(), &backends::Options::default()).await.unwrap();
     let store = Store::open(&cache, 1 << 30).unwrap();
     let part = "decoded from qcow2, active []".to_owned();

@@ -49,8 +49,6 @@ pub(crate) struct CachedLayer {
     decoded: Option<Arc<Object<DecodeFill>>>,
     /// Whether a block that is decoded is one unit, with nothing in it that the layer holds in another way.
     whole_units: bool,
-    /// Whether clusters that are stored as they are are kept beside decoded units.
-    keeps_stored: bool,
 }
 
 impl LayerFiles {
@@ -122,22 +120,22 @@ impl CachedLayer {
         let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
         let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
         let whole_units = info.aligned_units && info.cluster_size == Some(block.into());
-        let remote = files.files.iter().all(Content::is_remote);
-        let keeps_stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
         let decoded = match store {
             Some(store) if info.compressed => {
                 let key = files.decoded_key();
-                let fill = DecodeFill { files: files.clone(), block: block.into(), stored: keeps_stored };
+                let remote = files.files.iter().all(Content::is_remote);
+                let stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
+                let fill = DecodeFill { files: files.clone(), block: block.into(), stored };
                 Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
             }
             _ => None,
         };
-        Ok(CachedLayer { files, keeps_stored: keeps_stored && decoded.is_some(), decoded, whole_units })
+        Ok(CachedLayer { files, decoded, whole_units })
     }
 
     /// Whether clusters that are stored as they are are kept where decoded units are.
     pub(crate) fn keeps_stored(&self) -> bool {
-        self.keeps_stored
+        self.decoded.as_ref().is_some_and(|object| object.source().stored)
     }
 
     /// Where the guest bytes of `range` are, if all of them are in this layer and kept in the cache as the disk has them; else
@@ -162,7 +160,7 @@ impl CachedLayer {
 
     /// Where the guest bytes of `range`, which are stored as they are, are at hand as the disk has them. Does not wait.
     pub(crate) fn peek_stored(&self, range: Range<u64>, out: &mut Spans) -> bool {
-        self.keeps_stored && self.decoded.as_ref().is_some_and(|object| object.peek(range, out))
+        self.decoded.as_ref().is_some_and(|object| object.source().stored && object.peek(range, out))
     }
 
     /// Decodes what is missing of the guest range `range`, and says where it is. Without a cache, `units` cover it without a

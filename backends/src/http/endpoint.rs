@@ -80,8 +80,7 @@ impl Endpoint {
     /// part in where later requests go, for it may be another server than that which the first bytes came from.
     pub(super) async fn get_last(&self, len: u64) -> Result<reqwest::Response, Fault> {
         let value = HeaderValue::try_from(format!("bytes=-{len}")).map_err(|_| internal())?;
-        let identity = HeaderValue::from_static("identity");
-        let headers = HeaderMap::from_iter([(RANGE, value), (ACCEPT_ENCODING, identity)]);
+        let headers = HeaderMap::from_iter([(RANGE, value)]);
         Ok(self.follow(Arc::new(self.origin.clone()), &headers).await?.0)
     }
 
@@ -98,8 +97,7 @@ impl Endpoint {
     }
 
     /// A GET with `headers`, following redirects. The answer has any status but a redirect.
-    pub(super) async fn ask(&self, mut headers: HeaderMap) -> Result<reqwest::Response, Fault> {
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    pub(super) async fn ask(&self, headers: HeaderMap) -> Result<reqwest::Response, Fault> {
         let resolved = locked(&self.resolved).clone();
         if let Some(url) = resolved {
             let answer = self.follow_and_note(url, &headers).await?;
@@ -159,6 +157,7 @@ impl Endpoint {
             let client = self.options.clients.get(url.scheme(), &access.section).map_err(local)?;
             let mut request = reqwest::Request::new(Method::GET, Url::clone(&url));
             *request.headers_mut() = headers.clone();
+            request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             // Nobody else is shown what the origin is.
             if access.auth.is_some() && url.origin() == self.origin.origin() {
                 request.headers_mut().extend(access.auth.headers(&url).await?);

@@ -70,18 +70,18 @@ impl HttpSource {
         let policy = options.policy;
         let mut tries = Tries::new(policy.opening());
         let share = policy.opening().deadline / u32::try_from(ways.len()).unwrap_or(u32::MAX);
-        let mut first_try = true;
+        let mut ends = options.ends && !options.known;
         let (pinned_by, opened) = 'opened: loop {
             let mut fault = out_of_time();
             for (number, way) in ways.iter().enumerate() {
                 let deadline = tries.deadline().min(Instant::now() + share);
-                // A server that is asked again is not to be asked for more than has to be.
-                fault = match way.open(first_try, deadline).await {
+                fault = match way.open(ends, deadline).await {
                     Ok(opened) => break 'opened (number, opened),
                     Err(fault) => fault,
                 };
             }
-            first_try = false;
+            // A server that is asked again is not to be asked for more than has to be.
+            ends = false;
             tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
         };
         let pinned = opened.pinned;

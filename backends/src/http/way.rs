@@ -32,8 +32,6 @@ pub(super) struct Way {
     pub(super) endpoint: Endpoint,
     /// How much the first request asks for.
     head: u64,
-    /// Whether the last bytes are asked for as well.
-    ends: bool,
     circuit: Arc<Circuit>,
     lanes: Lanes,
     pace: Pace,
@@ -66,7 +64,6 @@ impl Way {
             circuit: options.circuits.of(&endpoint.server()),
             endpoint,
             head: if options.known { HEAD_KNOWN } else { HEAD },
-            ends: options.ends && !options.known,
             lanes: Lanes::new(),
             pace: Pace::new(),
             out: AtomicBool::new(false),
@@ -87,12 +84,12 @@ impl Way {
         self.out.store(true, Ordering::Relaxed);
     }
 
-    /// Opens an object by asking for its first bytes; with `last`, for its last ones as well, if they are wanted at all.
-    pub(super) async fn open(&self, last: bool, deadline: Instant) -> Result<OpenedWay, Fault> {
+    /// Opens an object by asking for its first bytes; with `ends`, for its last ones as well.
+    pub(super) async fn open(&self, ends: bool, deadline: Instant) -> Result<OpenedWay, Fault> {
         let began = Instant::now();
         let first = timeout_at(deadline, self.first());
         let opened = |first: Result<_, _>| Ok(OpenedWay::new(first.map_err(|_| out_of_time())??));
-        if !last || !self.ends {
+        if !ends {
             return opened(first.await);
         }
         let (mut first, mut last) = (pin!(first), pin!(self.last()));
