@@ -70,7 +70,7 @@ impl Tries {
     }
 }
 
-pub(crate) fn out_of_time() -> Fault {
+fn out_of_time() -> Fault {
     Fault::new(Kind::Unreachable, Failure::Final, "the server did not send what was asked for in time")
 }
 

@@ -3,7 +3,7 @@
 use super::endpoint::Endpoint;
 use super::{answer, endpoint};
 use crate::retry::Failure;
-use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::tries::{Fault, Tries, error};
 use crate::{Error, Kind, Location, Options, Scheme};
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -131,7 +131,7 @@ async fn page(
         let fault = match timeout_at(tries.deadline(), fetch(&endpoint)).await {
             Ok(Ok(page)) => return Ok(page),
             Ok(Err(fault)) => fault,
-            Err(_) => out_of_time(),
+            Err(_) => tries.out_of_time(),
         };
         tries.failed(fault).await.map_err(|fault| error(location, &fault))?;
     }

@@ -27,7 +27,7 @@ pub use client::install_crypto;
 pub use listing::{Entry, list};
 
 use crate::retry::Policy;
-use crate::tries::{Fault, Tries, error, out_of_time};
+use crate::tries::{Fault, Tries, error};
 use crate::{Error, Identity, Kind, Location, Options, Scheme, Source};
 use answer::{Pinned, Validator};
 use bytes::{Bytes, BytesMut};
@@ -72,10 +72,10 @@ impl HttpSource {
         let share = policy.opening().deadline / u32::try_from(ways.len()).unwrap_or(u32::MAX);
         let mut ends = options.ends && !options.known;
         let (pinned_by, opened) = 'opened: loop {
-            let mut fault = out_of_time();
+            let mut fault = tries.out_of_time();
             for (number, way) in ways.iter().enumerate() {
                 let deadline = tries.deadline().min(Instant::now() + share);
-                fault = match way.open(ends, deadline).await {
+                fault = match way.open(ends, deadline, &tries).await {
                     Ok(opened) => break 'opened (number, opened),
                     Err(fault) => fault,
                 };
@@ -153,12 +153,12 @@ impl Source for HttpSource {
         let mut tries = Tries::new(self.policy);
         let mut body = BytesMut::with_capacity(len);
         loop {
-            let mut last = out_of_time();
+            let mut last = tries.out_of_time();
             let before = body.len();
             for (number, way) in self.ways() {
                 let had = body.len();
                 let rest = range.start + had as u64..range.end;
-                let fault = match way.read(rest, &mut body, &self.pinned, tries.deadline()).await {
+                let fault = match way.read(rest, &mut body, &self.pinned, &tries).await {
                     Ok(()) => return Ok(body.freeze()),
                     Err(fault) => fault,
                 };

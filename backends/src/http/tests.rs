@@ -279,6 +279,19 @@ async fn what_never_works_ends_within_the_deadline_and_says_why() {
 }
 
 #[tokio::test]
+async fn when_the_time_is_over_the_try_before_says_why() {
+    let (origin, source) = opened().await;
+    let busy = Lie::Status(503, String::new());
+    origin.always(Lie::Freeze);
+    origin.lie([busy.clone()]);
+    let error = source.read(400_000..600_000).await.unwrap_err();
+    assert!(error.message.ends_with("the server is too busy (status 503)"), "{error}");
+    origin.lie([busy]);
+    let error = open(&origin).await.unwrap_err();
+    assert!(error.message.ends_with("the server is too busy (status 503)"), "{error}");
+}
+
+#[tokio::test]
 async fn a_changed_object_is_an_error_for_good() {
     for lie in [Lie::Tag("\"2\"".into()), Lie::None] {
         let (origin, source) = opened().await;

@@ -6,7 +6,7 @@ use super::endpoint::{self, Endpoint};
 use super::lanes::Lanes;
 use super::pace::Pace;
 use crate::retry::Failure;
-use crate::tries::{Fault, out_of_time};
+use crate::tries::{Fault, Tries};
 use crate::{Error, Kind, Location, Options};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -84,11 +84,17 @@ impl Way {
         self.out.store(true, Ordering::Relaxed);
     }
 
-    /// Opens an object by asking for its first bytes; with `ends`, for its last ones as well.
-    pub(super) async fn open(&self, ends: bool, deadline: Instant) -> Result<OpenedWay, Fault> {
+    /// Opens an object by asking for its first bytes; with `ends`, for its last ones as well. One of `tries`, of which it may take
+    /// the time until `deadline`.
+    pub(super) async fn open(
+        &self,
+        ends: bool,
+        deadline: Instant,
+        tries: &Tries,
+    ) -> Result<OpenedWay, Fault> {
         let began = Instant::now();
         let first = timeout_at(deadline, self.first());
-        let opened = |first: Result<_, _>| Ok(OpenedWay::new(first.map_err(|_| out_of_time())??));
+        let opened = |first: Result<_, _>| Ok(OpenedWay::new(first.map_err(|_| tries.out_of_time())??));
         if !ends {
             return opened(first.await);
         }
@@ -131,19 +137,20 @@ impl Way {
     }
 
     /// Asks for `range` of the object `pinned`, once the server may be asked; appends what it brings to `body`, which
-    /// on failure holds what came until then.
+    /// on failure holds what came until then. One of `tries`.
     pub(super) async fn read(
         &self,
         range: Range<u64>,
         body: &mut BytesMut,
         pinned: &Pinned,
-        deadline: Instant,
+        tries: &Tries,
     ) -> Result<(), Fault> {
+        let deadline = tries.deadline();
         let lane = timeout_at(deadline, self.lanes.enter(range.end - range.start)).await;
-        let _lane = lane.map_err(|_| out_of_time())?;
+        let _lane = lane.map_err(|_| tries.out_of_time())?;
         let pass = self.circuit.enter(deadline).await?;
         let outcome = timeout_at(deadline, self.try_twice(range, body, pinned)).await;
-        let outcome = outcome.map_err(|_| out_of_time())?;
+        let outcome = outcome.map_err(|_| tries.out_of_time())?;
         pass.report(outcome.as_ref().copied());
         match &outcome {
             Ok(()) => self.lanes.answered(),
