@@ -6,11 +6,13 @@ use crate::prefetch::{Background, Wishes};
 use crate::progress::Meter;
 pub use crate::progress::Progress;
 use crate::trace::Recorder;
-use backends::cache::Span;
+use backends::cache::{Lease, Span};
 use bytes::Bytes;
-use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Failure, Segment, Segments};
+use nbd::{Errno, Export, ExportInfo, Extent, ExtentFlags, Failure, FileBytes, Segment, Segments};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -318,6 +320,34 @@ impl Export for ImageExport {
     }
 }
 
+/// A lease, as what the protocol sends from.
+#[derive(Debug)]
+#[repr(transparent)]
+struct Sent(Lease);
+
+impl Sent {
+    fn of(lease: Arc<Lease>) -> Arc<Sent> {
+        // SAFETY: both are the same in memory.
+        unsafe { Arc::from_raw(Arc::into_raw(lease).cast()) }
+    }
+}
+
+impl AsFd for Sent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl FileBytes for Sent {
+    fn in_memory(&self, offset: u64, len: u32) -> bool {
+        self.0.holds(offset..offset + u64::from(len))
+    }
+
+    fn memory(&self, offset: u64, len: u32) -> Option<IoSlice<'_>> {
+        self.0.memory(offset..offset + u64::from(len))
+    }
+}
+
 /// Hands `pieces` to the protocol.
 fn segments(pieces: Pieces, out: &mut Segments) -> Result<()> {
     let too_long = || Error::failed("a piece longer than a request");
@@ -327,7 +357,7 @@ fn segments(pieces: Pieces, out: &mut Segments) -> Result<()> {
             Piece::Span(Span::Bytes(bytes)) => Segment::Bytes(bytes),
             Piece::Span(Span::File { lease, offset, len }) => {
                 let len = u32::try_from(len).map_err(|_| too_long())?;
-                Segment::File { file: lease, offset, len }
+                Segment::File { file: Sent::of(lease), offset, len }
             }
         });
     }

@@ -4,14 +4,31 @@ use crate::Client;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::fmt::Debug;
+use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// A file whose bytes can be sent. Whoever implements it may keep them in place for as long as it lives: a reply holds on
 /// to it until it has been sent.
-pub trait FileBytes: AsFd + Send + Sync + Debug {}
+pub trait FileBytes: AsFd + Send + Sync + Debug {
+    /// Whether `len` bytes from `offset` on are mapped, and are not to be waited for as far as can be known. They are going to
+    /// be sent. Must not wait.
+    fn in_memory(&self, offset: u64, len: u32) -> bool {
+        let _ = (offset, len);
+        false
+    }
 
-impl<T: AsFd + Send + Sync + Debug> FileBytes for T {}
+    /// Where `len` bytes from `offset` on, a part of what [`in_memory`](Self::in_memory) was true for, are mapped. They are
+    /// given to system calls and not read, so that they need not be readable: then a system call fails with EFAULT, and
+    /// the file is asked.
+    fn memory(&self, offset: u64, len: u32) -> Option<IoSlice<'_>> {
+        let _ = (offset, len);
+        None
+    }
+}
+
+impl FileBytes for File {}
 
 /// Where bytes of a reply are. A READ is answered with segments, not with a buffer, so that what is in a local file
 /// goes to the socket without a copy in user space.

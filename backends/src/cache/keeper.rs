@@ -64,6 +64,7 @@ pub(super) fn start(store: &Arc<Shared>) -> io::Result<()> {
                 store.save();
                 keeper.punch();
                 keeper.evict(&store);
+                keeper.renew(&store);
             }
         }
     };
@@ -151,6 +152,23 @@ impl Keeper {
         self.punch();
     }
 
+    /// Renews leases whose maps have served their time.
+    fn renew(&mut self, store: &Shared) {
+        let live: Vec<Arc<Core>> =
+            store.objects().values().filter_map(|entry| entry.core.upgrade()).collect();
+        for core in live.iter().filter(|core| core.has_worn_lease()) {
+            // In its turn among evictions, though it evicts nothing: what waits for a lease waits for all before it.
+            self.replace_lease(core, Vec::new(), 0);
+        }
+    }
+
+    /// Has `blocks` of `core`, `len` bytes, punched once nobody has a lease that is older than this.
+    fn replace_lease(&mut self, core: &Arc<Core>, blocks: Vec<Range<u64>>, len: u64) {
+        if let Some(lease) = core.renew_lease() {
+            self.evicting.push(Eviction { core: core.clone(), blocks, lease, len, began: Instant::now() });
+        }
+    }
+
     /// Chooses up to `goal` bytes of cold blocks of `core`, and makes them unready. Returns how many bytes it chose.
     fn sweep(&mut self, core: &Arc<Core>, goal: u64) -> u64 {
         let Some(disk) = core.disk() else { return 0 };
@@ -193,16 +211,8 @@ impl Keeper {
         {
             core.store.failed("an object cannot be marked as incomplete", &error);
         }
-        if !victims.is_empty()
-            && let Some(lease) = core.renew_lease()
-        {
-            self.evicting.push(Eviction {
-                core: core.clone(),
-                blocks: victims,
-                lease,
-                len,
-                began: Instant::now(),
-            });
+        if !victims.is_empty() {
+            self.replace_lease(core, victims, len);
         }
         len
     }

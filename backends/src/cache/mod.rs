@@ -38,6 +38,7 @@ mod crash;
 mod disk;
 mod flight;
 mod keeper;
+mod mapped;
 mod object;
 mod stock;
 mod store;
@@ -49,8 +50,10 @@ pub use store::Store;
 
 use crate::Error;
 use bytes::Bytes;
+use mapped::Mapped;
 use smallvec::SmallVec;
 use std::fs::File;
+use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -59,12 +62,40 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Lease {
     file: Arc<File>,
+    mapped: Arc<Mapped>,
 }
 
 impl Lease {
     /// A lease on a file that nothing is ever evicted from, such as a local image.
     pub fn of(file: Arc<File>) -> Arc<Lease> {
-        Arc::new(Lease { file })
+        let mapped = Arc::new(Mapped::of(&file));
+        Arc::new(Lease { file, mapped })
+    }
+
+    /// Another one on the same file.
+    fn renewed(&self) -> Arc<Lease> {
+        if self.is_worn() {
+            return Lease::of(self.file.clone());
+        }
+        Arc::new(Lease { file: self.file.clone(), mapped: self.mapped.clone() })
+    }
+
+    /// Whether it should be renewed for what of the file is mapped.
+    fn is_worn(&self) -> bool {
+        self.mapped.is_worn()
+    }
+
+    /// Whether `range` of the file is mapped and was in memory a moment ago. To ask is also to say that it is going to be
+    /// read: busy files, or parts of them, are mapped. Does not wait, and allocates once for a file.
+    pub fn holds(&self, range: Range<u64>) -> bool {
+        self.mapped.holds(&self.file, range)
+    }
+
+    /// Where `range` of the file is mapped, for a system call to take its bytes from; none where [`holds`](Self::holds) was
+    /// false for all ranges so far. Nobody else may read what this returns: where the disk fails, or the file has become
+    /// shorter, that ends the process, but to a system call it is an error, EFAULT.
+    pub fn memory(&self, range: Range<u64>) -> Option<IoSlice<'_>> {
+        self.mapped.memory(range)
     }
 }
 

@@ -185,9 +185,14 @@ impl Core {
     /// Replaces the lease, and returns what spans handed out before hold. Once that is gone nobody uses a block that
     /// was made unready before.
     pub(super) fn renew_lease(&self) -> Option<std::sync::Weak<Lease>> {
-        let disk = self.disk()?;
-        let old = self.lease.swap(Some(Lease::of(disk.data().clone())))?;
+        let renewed = self.lease.load_full()?.renewed();
+        let old = self.lease.swap(Some(renewed))?;
         Some(Arc::downgrade(&old))
+    }
+
+    /// Whether the lease should be renewed for what of the file is mapped.
+    pub(super) fn has_worn_lease(&self) -> bool {
+        self.lease.load().as_ref().is_some_and(|lease| lease.is_worn())
     }
 
     /// Blocks of `blocks` that are on disk and whole. Those found in the own files are ready from then on, but for

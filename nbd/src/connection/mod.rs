@@ -146,13 +146,14 @@ impl<E: Export> Connection<E> {
     pub(crate) fn new(settled: Settled<E>, shared: Arc<Shared>) -> Self {
         let Settled { stream, input, session, export } = settled;
         stream.widen();
+        let outbox = if stream.is_plain() { Outbox::by_kernel() } else { Outbox::default() };
         Self {
             stream,
             input,
             session,
             export,
             shared,
-            outbox: Outbox::default(),
+            outbox,
             mending: None,
             scratch: Segments::new(),
             tasks: JoinSet::new(),

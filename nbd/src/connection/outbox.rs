@@ -1,7 +1,7 @@
 //! What waits to be sent on one connection, as parts that need not be in memory.
 //!
-//! Headers and small payloads are gathered in one buffer, so that many small replies leave with one system call; larger
-//! payloads are queued as they are.
+//! Headers and small payloads are gathered in one buffer, or left where they are mapped, so that many small replies leave with
+//! one system call; larger payloads are queued as they are.
 
 use super::disk;
 use crate::wire::Sink;
@@ -14,15 +14,17 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// A stretch of a file shorter than this is read into the buffer: one system call for many replies is worth more than a
-/// copy saved. A longer one goes to the socket without a copy.
+/// A stretch of a file shorter than this is read into the buffer, or sent from where it is mapped: one system call for many
+/// replies is worth more than a copy saved. A longer one goes to the socket without a copy.
 pub(super) const SENDFILE_MIN: u32 = 32 << 10;
 /// Bytes in memory up to this many are copied into the buffer.
 const COPY_MAX: usize = 4 << 10;
 /// When a gathering buffer holds this many bytes, the next is begun, so that none grows without end.
 const BUFFER_MAX: usize = 256 << 10;
-/// Most slices in one system call.
-const SLICES: usize = 64;
+/// Most slices in one system call: two for each small reply.
+const SLICES: usize = 128;
+/// Most bytes of a header that lies between two stretches that are mapped.
+const HEADER: usize = 44;
 /// What zeros are sent from.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -47,6 +49,12 @@ impl Gathered {
 
 enum Part {
     Gathered(Gathered),
+    /// `bytes[sent..filled]`.
+    Header {
+        bytes: [u8; HEADER],
+        filled: u8,
+        sent: u8,
+    },
     Bytes(Bytes),
     File {
         file: Arc<dyn FileBytes>,
@@ -54,6 +62,8 @@ enum Part {
         left: u32,
         /// Where on the disk that is served the first byte left is.
         disk: u64,
+        /// Whether to send it from where it is mapped.
+        mapped: bool,
     },
     Zero(usize),
     /// Memory to give back when everything before it has been sent.
@@ -92,9 +102,16 @@ pub(super) struct Outbox {
     cold: bool,
     /// Whether the disk has just been read for the segments that follow.
     fetched: bool,
+    /// Whether nobody but the kernel reads what is to be sent.
+    by_kernel: bool,
 }
 
 impl Outbox {
+    /// One whose bytes are given to system calls as they are, so that they may be where a file is mapped.
+    pub(super) fn by_kernel() -> Self {
+        Self { by_kernel: true, ..Self::default() }
+    }
+
     /// How many bytes wait.
     pub(super) const fn pending(&self) -> u64 {
         self.pending
@@ -139,6 +156,7 @@ impl Outbox {
     pub(super) fn mark(&self) -> Mark {
         let filled = match self.parts.back() {
             Some(Part::Gathered(gathered)) => gathered.filled,
+            Some(Part::Header { filled, .. }) => usize::from(*filled),
             _ => 0,
         };
         Mark { parts: self.parts.len(), filled, pending: self.pending }
@@ -148,8 +166,10 @@ impl Outbox {
     /// file, and a disk has yet to give it.
     pub(super) fn rollback(&mut self, mark: &Mark) -> bool {
         self.parts.truncate(mark.parts);
-        if let Some(Part::Gathered(gathered)) = self.parts.back_mut() {
-            gathered.filled = mark.filled;
+        match self.parts.back_mut() {
+            Some(Part::Gathered(gathered)) => gathered.filled = mark.filled,
+            Some(Part::Header { filled, .. }) => *filled = mark.filled as u8,
+            _ => {}
         }
         self.pending = mark.pending;
         std::mem::take(&mut self.cold)
@@ -180,6 +200,9 @@ impl Outbox {
                 Part::Gathered(gathered) => {
                     slices.push(IoSlice::new(&gathered.bytes[gathered.sent..gathered.filled]));
                 }
+                Part::Header { bytes, filled, sent } => {
+                    slices.push(IoSlice::new(&bytes[usize::from(*sent)..usize::from(*filled)]));
+                }
                 Part::Bytes(bytes) => slices.push(IoSlice::new(bytes)),
                 Part::Zero(len) => {
                     let mut left = *len;
@@ -189,12 +212,18 @@ impl Outbox {
                         left -= here;
                     }
                 }
-                Part::File { file, offset, left, .. } if slices.is_empty() => {
-                    return Some(Next::File { file: file.as_fd(), offset: *offset, len: *left });
-                }
-                Part::File { .. } => {
-                    more = true;
-                    break;
+                Part::File { file, offset, left, mapped, .. } => {
+                    let memory = mapped.then(|| file.memory(*offset, *left)).flatten();
+                    match memory {
+                        Some(memory) => slices.push(memory),
+                        None if slices.is_empty() => {
+                            return Some(Next::File { file: file.as_fd(), offset: *offset, len: *left });
+                        }
+                        None => {
+                            more = true;
+                            break;
+                        }
+                    }
                 }
                 Part::Permit { .. } => {}
             }
@@ -212,6 +241,7 @@ impl Outbox {
         while let Some(part) = self.parts.front_mut() {
             let len = match part {
                 Part::Gathered(gathered) => gathered.filled - gathered.sent,
+                Part::Header { filled, sent, .. } => usize::from(*filled - *sent),
                 Part::Bytes(bytes) => bytes.len(),
                 Part::File { left, .. } => *left as usize,
                 Part::Zero(left) => *left,
@@ -220,6 +250,7 @@ impl Outbox {
             if sent < len {
                 match part {
                     Part::Gathered(gathered) => gathered.sent += sent,
+                    Part::Header { sent: before, .. } => *before += sent as u8,
                     Part::Bytes(bytes) => drop(bytes.split_to(sent)),
                     Part::File { offset, left, disk, .. } => {
                         *offset += sent as u64;
@@ -240,8 +271,23 @@ impl Outbox {
         }
     }
 
+    /// Nothing that is queued is sent from where it is mapped any more; whether anything was to be.
+    pub(super) fn unmap(&mut self) -> bool {
+        let mut any = false;
+        for part in &mut self.parts {
+            if let Part::File { mapped, .. } = part {
+                any |= std::mem::take(mapped);
+            }
+        }
+        any
+    }
+
     /// Queues a stretch of a file, if the page cache holds it; whether it does.
     fn push_file(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32) -> io::Result<bool> {
+        if self.by_kernel && len < SENDFILE_MIN && file.in_memory(offset, len) {
+            self.push_stretch(file, offset, len, true);
+            return Ok(true);
+        }
         if len < SENDFILE_MIN {
             let gathered = self.gather(len as usize);
             let resident = disk::read_resident(file.as_fd(), gathered.room(len as usize), offset)?;
@@ -250,18 +296,39 @@ impl Outbox {
         }
         let resident = self.fetched || disk::is_resident(file.as_fd(), offset, len)?;
         if resident {
-            let disk = self.disk;
-            self.parts.push_back(Part::File { file: Arc::clone(file), offset, left: len, disk });
+            self.push_stretch(file, offset, len, false);
         }
         Ok(resident)
+    }
+
+    fn push_stretch(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32, mapped: bool) {
+        let (file, disk) = (Arc::clone(file), self.disk);
+        self.parts.push_back(Part::File { file, offset, left: len, disk, mapped });
+    }
+
+    /// Puts `bytes` between two stretches that are mapped, or behind the last one; whether it did.
+    fn push_header(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() <= HEADER && matches!(self.parts.back(), Some(Part::File { mapped: true, .. })) {
+            self.parts.push_back(Part::Header { bytes: [0; HEADER], filled: 0, sent: 0 });
+        }
+        let Some(Part::Header { bytes: room, filled, .. }) = self.parts.back_mut() else { return false };
+        let Some(room) = room.get_mut(usize::from(*filled)..).and_then(|room| room.get_mut(..bytes.len()))
+        else {
+            return false;
+        };
+        room.copy_from_slice(bytes);
+        *filled += bytes.len() as u8;
+        true
     }
 }
 
 impl Sink for Outbox {
     fn bytes(&mut self, bytes: &[u8]) {
-        let gathered = self.gather(bytes.len());
-        gathered.room(bytes.len()).copy_from_slice(bytes);
-        gathered.filled += bytes.len();
+        if !self.push_header(bytes) {
+            let gathered = self.gather(bytes.len());
+            gathered.room(bytes.len()).copy_from_slice(bytes);
+            gathered.filled += bytes.len();
+        }
         self.pending += bytes.len() as u64;
     }
 

@@ -98,6 +98,11 @@ impl Stream {
         }
     }
 
+    /// Whether what is sent is given to the kernel as it is.
+    pub(super) const fn is_plain(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::Tcp(_))
+    }
+
     /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.
     pub(super) fn has_unsent(&self) -> bool {
         matches!(self, Self::Tls(stream) if stream.has_unsent())
@@ -159,6 +164,8 @@ impl Stream {
             drop(next);
             match sent {
                 Ok(sent) => outbox.advance(sent),
+                // A disk does not give what was mapped, or the file has become shorter: the file itself is asked which.
+                Err(error) if is_of_memory(&error) && outbox.unmap() => {}
                 Err(error) if of_file && is_of_file(&error) => {
                     break_off(outbox, &error);
                     return Poll::Ready(Ok(()));
@@ -198,6 +205,11 @@ pub(super) fn is_of_file(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     error.kind() == io::ErrorKind::UnexpectedEof
         || matches!(errno, Some(Errno::IO | Errno::NODATA | Errno::BADMSG | Errno::UCLEAN | Errno::STALE))
+}
+
+/// Whether an error is that of memory that was to be sent.
+fn is_of_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::FAULT.raw_os_error())
 }
 
 /// Notes that the file that is to be sent next cannot be read.

@@ -86,6 +86,95 @@ fn small_replies_leave_in_one_slice() {
     }
 }
 
+/// A file whose first bytes are mapped.
+#[derive(Debug)]
+struct Mapped(std::fs::File, Vec<u8>);
+
+impl AsFd for Mapped {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl FileBytes for Mapped {
+    fn in_memory(&self, offset: u64, len: u32) -> bool {
+        self.memory(offset, len).is_some()
+    }
+
+    fn memory(&self, offset: u64, len: u32) -> Option<IoSlice<'_>> {
+        Some(IoSlice::new(self.1.get(offset as usize..)?.get(..len as usize)?))
+    }
+}
+
+/// A file of `content`, of which the first `mapped` bytes are mapped.
+fn mapped(content: &[u8], mapped: usize) -> Arc<dyn FileBytes> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(content).unwrap();
+    Arc::new(Mapped(file, content[..mapped].to_vec()))
+}
+
+#[test]
+fn what_is_mapped_is_sent_from_there_in_one_go() {
+    let file = mapped(&[7; 8192], 4096);
+    let mut outbox = Outbox::by_kernel();
+    for _ in 0..32 {
+        outbox.bytes(&[0; 20]);
+        outbox.bytes(&[0; 8]);
+        outbox.segment(&Segment::File { file: Arc::clone(&file), offset: 0, len: 4096 }).unwrap();
+    }
+    let memory = file.memory(0, 4096).unwrap();
+    match outbox.next() {
+        Some(Next::Slices { slices, more: false }) => {
+            assert_eq!(slices.len(), 64);
+            assert!(slices.iter().skip(1).step_by(2).all(|slice| slice.as_ptr() == memory.as_ptr()));
+        }
+        _ => panic!("the replies do not leave together"),
+    }
+    // Who encrypts reads what is sent, which only the kernel may.
+    let mut outbox = Outbox::default();
+    outbox.segment(&Segment::File { file: Arc::clone(&file), offset: 0, len: 4096 }).unwrap();
+    match outbox.next() {
+        Some(Next::Slices { slices, .. }) => assert_ne!(slices[0].as_ptr(), memory.as_ptr()),
+        _ => panic!("the reply is not in memory"),
+    }
+}
+
+#[test]
+fn mapped_and_other_stretches_come_out_in_order() {
+    let content: Vec<u8> = (0..SENDFILE_MIN as usize * 2).map(|n| (n % 251) as u8).collect();
+    let file = mapped(&content, SENDFILE_MIN as usize);
+    for (step, unmapped) in [(41, false), (170, true), (1000, false), (4097, true), (usize::MAX, false)] {
+        let mut outbox = Outbox::by_kernel();
+        let mut expected = Vec::new();
+        for round in 0..30_u8 {
+            let header = vec![round; [16, 20, 28, HEADER, HEADER + 1, 200][usize::from(round) % 6]];
+            outbox.bytes(&header);
+            expected.extend_from_slice(&header);
+            for n in 0..round % 4 {
+                outbox.bytes(&[n; 8]);
+                expected.extend_from_slice(&[n; 8]);
+            }
+            // Some of these are mapped, and some begin or end where nothing is.
+            let offset = usize::from(round) * 1999;
+            let len = if round % 7 == 6 { SENDFILE_MIN as usize } else { 3000 };
+            let len = len.min(content.len() - offset);
+            let mark = outbox.mark();
+            outbox.bytes(b"taken back");
+            let file = Arc::clone(&file);
+            let segment = Segment::File { file, offset: offset as u64, len: len as u32 };
+            outbox.segment(&segment).unwrap();
+            outbox.rollback(&mark);
+            outbox.segment(&segment).unwrap();
+            expected.extend_from_slice(&content[offset..offset + len]);
+        }
+        assert_eq!(outbox.pending(), expected.len() as u64);
+        if unmapped {
+            assert!(outbox.unmap() && !outbox.unmap());
+        }
+        assert!(take(&mut outbox, step) == expected, "step {step}");
+    }
+}
+
 #[test]
 fn a_reply_that_fails_is_taken_back() {
     let file = file(&[7; 100]);

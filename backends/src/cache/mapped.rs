@@ -1,0 +1,277 @@
+//! A file's bytes in memory, for small reads that are asked for again and again.
+//!
+//! Most of what a reply of a few KiB costs is to take its bytes out of the page cache: a system call for each, which finds
+//! the page and copies it. Where a stretch of a file is busy it is mapped instead, and the socket takes the bytes of many
+//! replies from there with one system call.
+//!
+//! Nobody may wait for a disk by that. So it is looked every [`PERIOD`] which pages of a busy stretch are in memory
+//! (mincore(2), which costs as much as a small read), and only those are said to be. One that the kernel took away since
+//! makes the system call that sends it wait for the disk, once.
+//!
+//! The process itself never reads what is mapped: where a disk fails, or a file has become shorter, that is a signal, but to
+//! a system call an error (EFAULT).
+
+use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::param::page_size;
+use rustix::time::{ClockId, clock_gettime};
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::IoSlice;
+use std::ops::Range;
+use std::ptr::{NonNull, null_mut};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// Bytes whose pages are looked at together.
+const CHUNK: u64 = 2 << 20;
+/// Most pages in a chunk.
+const PAGES: usize = 512;
+/// How long a look is good for, in milliseconds. Under the greatest pressure the kernel keeps for longer what was just read.
+const PERIOD: u32 = 200;
+/// How many reads of a chunk in a period are worth a look.
+const BUSY: u32 = 8;
+/// How many reads of a file in a period are worth mapping it.
+const BUSY_FILE: u32 = 1000;
+/// Most chunks of one file of which something is known at a time.
+const KNOWN: u64 = 2048;
+/// How many chunks may become busy before all is forgotten: what the kernel notes of each, 4 KiB, stays as long as the map.
+const WORN: u32 = 4096;
+
+/// File systems on disks of this host and in memory, by their magic numbers (statfs(2)): ext, XFS, Btrfs, tmpfs. With others
+/// a page that was in memory may take a server to come back.
+const LOCAL: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
+/// A file that is mapped when it is busy.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    /// How much of the file can be mapped.
+    len: u64,
+    reads: Rate,
+    memory: OnceLock<Option<Memory>>,
+    /// When it was last seen that the file is as long as it was.
+    seen: AtomicU32,
+    short: AtomicBool,
+}
+
+impl Mapped {
+    /// `file`, if the kernel tells this process what of it is in memory: only owners are told the truth.
+    pub(super) fn of(file: &File) -> Mapped {
+        let told = |stat: &rustix::fs::Stat| {
+            let user = rustix::process::geteuid();
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                && (user.is_root() || stat.st_uid == user.as_raw())
+                && fstatfs(file).is_ok_and(|status| LOCAL.contains(&status.f_type))
+        };
+        let len = fstat(file).ok().filter(told).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+        let (reads, memory, seen, short) = Default::default();
+        Mapped { len, reads, memory, seen, short }
+    }
+
+    /// Whether `range` of `file` is mapped, and the page cache held it a moment ago. `file` is the one this was made of.
+    pub(super) fn holds(&self, file: &File, range: Range<u64>) -> bool {
+        if range.is_empty() || range.end > self.len {
+            return false;
+        }
+        let now = now();
+        let memory = match self.memory.get() {
+            Some(memory) => memory,
+            None if self.reads.count(now).is_some_and(|reads| reads >= BUSY_FILE) => {
+                self.memory.get_or_init(|| Memory::of(file, self.len))
+            }
+            None => return false,
+        };
+        memory.as_ref().is_some_and(|memory| memory.holds(range, now)) && !self.is_short(file, now)
+    }
+
+    /// Whether the file is shorter than it was. Its last page in memory then has zeros behind the end, which no system call
+    /// would tell from content, so that this is looked at whenever the clock has moved on.
+    fn is_short(&self, file: &File, now: u32) -> bool {
+        if self.seen.load(Ordering::Relaxed) != now {
+            self.seen.store(now, Ordering::Relaxed);
+            let len = fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+            self.short.store(len < self.len, Ordering::Relaxed);
+        }
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Where `range` is in memory, for a system call. None unless [`holds`](Self::holds) said so of some range before.
+    pub(super) fn memory(&self, range: Range<u64>) -> Option<IoSlice<'_>> {
+        let memory = self.memory.get()?.as_ref()?;
+        (range.start <= range.end && range.end <= self.len).then(|| memory.slice(range))
+    }
+
+    /// Whether it has served its time: no range is said to be in memory any more.
+    pub(super) fn is_worn(&self) -> bool {
+        self.memory.get().is_some_and(|memory| memory.as_ref().is_some_and(Memory::is_worn))
+    }
+}
+
+/// The map of a file.
+#[derive(Debug)]
+struct Memory {
+    base: NonNull<c_void>,
+    len: usize,
+    /// What is known of chunks: each has one place where it can be.
+    chunks: Box<[Chunk]>,
+    /// How often a chunk became busy.
+    begun: AtomicU32,
+}
+
+// SAFETY: the map is for reading, by system calls, from any thread, and it stays until this is dropped.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `None` if it cannot be mapped.
+    fn of(file: &File, len: u64) -> Option<Memory> {
+        let len = usize::try_from(len).ok()?;
+        // SAFETY: a new map, where the kernel chooses.
+        let map = unsafe { mmap(null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) };
+        let map = map.inspect_err(|error| tracing::debug!(%error, "a busy file is not mapped"));
+        let chunks = (len as u64).div_ceil(CHUNK).min(KNOWN);
+        let chunks = (0..chunks).map(|_| Chunk::default()).collect();
+        Some(Memory { base: NonNull::new(map.ok()?)?, len, chunks, begun: AtomicU32::new(0) })
+    }
+
+    fn is_worn(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) >= WORN
+    }
+
+    fn holds(&self, range: Range<u64>, now: u32) -> bool {
+        let number = range.start / CHUNK;
+        if (range.end - 1) / CHUNK != number || self.is_worn() {
+            return false;
+        }
+        let Some(chunk) = self.chunks.get((number % self.chunks.len() as u64) as usize) else { return false };
+        if !chunk.is(number, now) {
+            return false;
+        }
+        if let Some(reads) = chunk.reads.count(now) {
+            let pages = (reads >= BUSY).then(|| self.look(number)).flatten();
+            if pages.is_some() && !chunk.known.load(Ordering::Relaxed) {
+                self.begun.fetch_add(1, Ordering::Relaxed);
+            }
+            chunk.note(pages);
+        }
+        chunk.holds(range.start % CHUNK..(range.end - 1) % CHUNK + 1)
+    }
+
+    /// Which pages of a chunk are in memory, a bit for each.
+    fn look(&self, number: u64) -> Option<[u64; PAGES / 64]> {
+        let start = usize::try_from(number * CHUNK).ok()?;
+        let len = self.len.checked_sub(start)?.min(CHUNK as usize);
+        let mut found = [0_u8; PAGES];
+        // SAFETY: the stretch lies in the map and has no more pages than `found` has bytes, for none is smaller than 4 KiB.
+        let failed = unsafe { libc::mincore(self.base.as_ptr().byte_add(start), len, found.as_mut_ptr()) };
+        let mut pages = [0; PAGES / 64];
+        for (word, found) in pages.iter_mut().zip(found.chunks(64)) {
+            *word = found.iter().rev().fold(0, |word, byte| word << 1 | u64::from(byte & 1));
+        }
+        (failed == 0).then_some(pages)
+    }
+
+    /// `range` lies in the file.
+    fn slice(&self, range: Range<u64>) -> IoSlice<'_> {
+        let len = (range.end - range.start) as usize;
+        // SAFETY: the range lies in the map, which stays for as long as this is borrowed. Nobody but the kernel reads it.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(self.base.as_ptr().cast::<u8>().add(range.start as usize), len)
+        };
+        IoSlice::new(bytes)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a slice of it any more.
+        let unmapped = unsafe { munmap(self.base.as_ptr(), self.len) };
+        if let Err(error) = unmapped {
+            tracing::debug!(%error, "a file stays mapped");
+        }
+    }
+}
+
+/// What is known of a chunk. Threads may change parts of it at the same time; what comes of that is at worst a look too many,
+/// or a page taken for one that is in memory.
+#[derive(Debug, Default)]
+struct Chunk {
+    /// Which one it is, and one more: 0 for none.
+    number: AtomicU32,
+    reads: Rate,
+    /// Whether `pages` says anything.
+    known: AtomicBool,
+    pages: [AtomicU64; PAGES / 64],
+}
+
+impl Chunk {
+    /// Whether this is the chunk called `number`, or is from now on, for another one is not asked for any more.
+    fn is(&self, number: u64, now: u32) -> bool {
+        let Ok(number) = u32::try_from(number + 1) else { return false };
+        let present = self.number.load(Ordering::Relaxed);
+        if present != number && (present == 0 || self.reads.age(now) >= 2 * PERIOD) {
+            self.known.store(false, Ordering::Relaxed);
+            self.reads.begin(now);
+            self.number.store(number, Ordering::Relaxed);
+        }
+        self.number.load(Ordering::Relaxed) == number
+    }
+
+    fn note(&self, pages: Option<[u64; PAGES / 64]>) {
+        for (word, pages) in self.pages.iter().zip(pages.unwrap_or_default()) {
+            word.store(pages, Ordering::Relaxed);
+        }
+        self.known.store(pages.is_some(), Ordering::Relaxed);
+    }
+
+    /// Whether `range` of the chunk, which is not empty, was in memory.
+    fn holds(&self, range: Range<u64>) -> bool {
+        let page = page_size() as u64;
+        let bit = |page: u64| {
+            let word = self.pages.get((page / 64) as usize);
+            word.is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
+        };
+        self.known.load(Ordering::Relaxed) && (range.start / page..=(range.end - 1) / page).all(bit)
+    }
+}
+
+/// How often something happens. Where threads count at the same time some are lost.
+#[derive(Debug, Default)]
+struct Rate {
+    since: AtomicU32,
+    count: AtomicU32,
+}
+
+impl Rate {
+    /// Counts one more. At the end of a period: how many there were in each [`PERIOD`] since it began.
+    fn count(&self, now: u32) -> Option<u32> {
+        let age = self.age(now);
+        let count = self.count.load(Ordering::Relaxed).saturating_add(1);
+        if age < PERIOD {
+            self.count.store(count, Ordering::Relaxed);
+            return None;
+        }
+        self.begin(now);
+        u32::try_from(u64::from(count) * u64::from(PERIOD) / u64::from(age)).ok()
+    }
+
+    fn begin(&self, now: u32) {
+        self.since.store(now, Ordering::Relaxed);
+        self.count.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long it has been counted, in milliseconds.
+    fn age(&self, now: u32) -> u32 {
+        now.wrapping_sub(self.since.load(Ordering::Relaxed))
+    }
+}
+
+/// Milliseconds, to within a few, since some moment. They wrap.
+fn now() -> u32 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    (now.tv_sec as u32).wrapping_mul(1000).wrapping_add((now.tv_nsec / 1_000_000) as u32)
+}
+
+#[cfg(test)]
+mod tests;
