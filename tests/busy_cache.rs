@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 const TOOLS: [&str; 4] = ["nginx", "setsid", "qemu-img", "stat"];
 
@@ -136,5 +137,56 @@ fn what_is_mapped_may_be_evicted_under_busy_clients() {
         });
         server.terminate();
         fs::remove_dir_all(&cache).unwrap();
+    }
+}
+
+#[test]
+fn what_is_encrypted_is_never_sent_from_where_it_is_mapped() {
+    // To encrypt is to read, and where a disk fails what is mapped may only be read by the kernel.
+    let tools = ["openssl", "nbdcopy", "nginx", "setsid", "qemu-img", "stat"];
+    if !has("what_is_encrypted_is_never_sent_from_where_it_is_mapped", &tools) {
+        return;
+    }
+    let dir = Dir::new();
+    let (_, [image, _]) = disks(&dir);
+    let tls = dir.join("tls");
+    run(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/certificates"), &[text(&tls)]);
+    let http = Http::start(&dir);
+    let location = format!("{}/{}", http.url, image.file_name().unwrap().to_str().unwrap());
+    let cache = dir.join("cache");
+    for encrypted in [true, false] {
+        let mut arguments = vec!["--cache", text(&cache), &location];
+        if encrypted {
+            arguments.extend(["--tls-certificates", text(&tls)]);
+        }
+        let server = Server::start(&dir, &arguments);
+        let uri = match encrypted {
+            true => {
+                let (socket, tls) = (text(&server.socket), text(&tls));
+                format!(
+                    "nbds+unix://localhost/?socket={socket}&tls-certificates={tls}&tls-hostname=localhost"
+                )
+            }
+            false => server.uri(""),
+        };
+        // Several at once, for a client that decrypts as well is not the fastest.
+        let copy = || {
+            let nbdcopy = || run("nbdcopy", &["--request-size=4096", "--connections=1", &uri, "null:"]);
+            thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(nbdcopy))));
+        };
+        // For longer than it takes others, who see it mapped in the end.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(5) {
+            copy();
+        }
+        if encrypted || !is_local(&cache) {
+            assert_eq!(mapped(&server), 0);
+        } else {
+            becomes_true("the cache's files are mapped", || {
+                copy();
+                mapped(&server) > 0
+            });
+        }
+        server.terminate();
     }
 }

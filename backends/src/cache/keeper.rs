@@ -7,6 +7,7 @@
 use super::Lease;
 use super::disk::{self, Disk};
 use super::flight;
+use super::mapped::Mapped;
 use super::object::Core;
 use super::store::Shared;
 use std::io;
@@ -82,6 +83,8 @@ struct Eviction {
     core: Arc<Core>,
     blocks: Vec<Range<u64>>,
     lease: Weak<Lease>,
+    /// So that, if nobody else needs it any more, it is unmapped by the keeper, and none of those who serve has to.
+    _map: Arc<Mapped>,
     len: u64,
     began: Instant,
 }
@@ -164,8 +167,9 @@ impl Keeper {
 
     /// Has `blocks` of `core`, `len` bytes, punched once nobody has a lease that is older than this.
     fn replace_lease(&mut self, core: &Arc<Core>, blocks: Vec<Range<u64>>, len: u64) {
-        if let Some(lease) = core.renew_lease() {
-            self.evicting.push(Eviction { core: core.clone(), blocks, lease, len, began: Instant::now() });
+        if let Some((lease, map)) = core.renew_lease() {
+            let (core, began) = (core.clone(), Instant::now());
+            self.evicting.push(Eviction { core, blocks, lease, _map: map, len, began });
         }
     }
 

@@ -5,20 +5,20 @@
 //! replies from there with one system call.
 //!
 //! Nobody may wait for a disk by that. So it is looked every [`PERIOD`] which pages of a busy stretch are in memory
-//! (mincore(2), which costs as much as a small read), and only those are said to be. One that the kernel took away since
-//! makes the system call that sends it wait for the disk, once.
+//! (mincore(2), which costs as much as a small read or more), and only those are said to be. One that the kernel took away
+//! since makes the system call that sends it wait for the disk, once.
 //!
 //! The process itself never reads what is mapped: where a disk fails, or a file has become shorter, that is a signal, but to
 //! a system call an error (EFAULT).
 
+use super::bits::Bits;
 use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use rustix::param::page_size;
-use rustix::time::{ClockId, clock_gettime};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::IoSlice;
-use std::ops::Range;
+use std::mem::MaybeUninit;
+use std::ops::{Range, RangeInclusive};
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -29,14 +29,17 @@ const CHUNK: u64 = 2 << 20;
 const PAGES: usize = 512;
 /// How long a look is good for, in milliseconds. Under the greatest pressure the kernel keeps for longer what was just read.
 const PERIOD: u32 = 200;
-/// How many reads of a chunk in a period are worth a look.
-const BUSY: u32 = 8;
+/// How many reads of a chunk in a period are worth a look, and how many after the first one.
+const BUSY: u32 = 16;
+const STILL_BUSY: u32 = 8;
 /// How many reads of a file in a period are worth mapping it.
 const BUSY_FILE: u32 = 1000;
 /// Most chunks of one file of which something is known at a time.
 const KNOWN: u64 = 2048;
-/// How many chunks may become busy before all is forgotten: what the kernel notes of each, 4 KiB, stays as long as the map.
+/// How many chunks may have been busy before all is forgotten: what the kernel notes of each, 4 KiB, stays as long as the map.
 const WORN: u32 = 4096;
+/// Who owns what a user namespace has no name for (user_namespaces(7)): nobody knows whose it is.
+const OVERFLOW: u32 = 65534;
 
 /// File systems on disks of this host and in memory, by their magic numbers (statfs(2)): ext, XFS, Btrfs, tmpfs. With others
 /// a page that was in memory may take a server to come back.
@@ -55,12 +58,13 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    /// `file`, if the kernel tells this process what of it is in memory: only owners are told the truth.
+    /// `file`, if the kernel tells this process what of it is in memory: to others than its owner it says that all is.
     pub(super) fn of(file: &File) -> Mapped {
         let told = |stat: &rustix::fs::Stat| {
-            let user = rustix::process::geteuid();
+            let user = rustix::process::geteuid().as_raw();
             FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-                && (user.is_root() || stat.st_uid == user.as_raw())
+                && stat.st_uid == user
+                && user != OVERFLOW
                 && fstatfs(file).is_ok_and(|status| LOCAL.contains(&status.f_type))
         };
         let len = fstat(file).ok().filter(told).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
@@ -84,21 +88,34 @@ impl Mapped {
         memory.as_ref().is_some_and(|memory| memory.holds(range, now)) && !self.is_short(file, now)
     }
 
+    /// Where `range` of `file` is in memory, for a system call. None unless [`holds`](Self::holds) said so of some range before,
+    /// and if the file has become shorter.
+    pub(super) fn memory(&self, file: &File, range: Range<u64>) -> Option<IoSlice<'_>> {
+        let memory = self.memory.get()?.as_ref()?;
+        let inside = range.start <= range.end && range.end <= self.len && !self.is_short(file, now());
+        inside.then(|| memory.slice(range))
+    }
+
     /// Whether the file is shorter than it was. Its last page in memory then has zeros behind the end, which no system call
     /// would tell from content, so that this is looked at whenever the clock has moved on.
     fn is_short(&self, file: &File, now: u32) -> bool {
         if self.seen.load(Ordering::Relaxed) != now {
-            self.seen.store(now, Ordering::Relaxed);
             let len = fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
             self.short.store(len < self.len, Ordering::Relaxed);
+            self.seen.store(now, Ordering::Relaxed);
         }
         self.short.load(Ordering::Relaxed)
     }
 
-    /// Where `range` is in memory, for a system call. None unless [`holds`](Self::holds) said so of some range before.
-    pub(super) fn memory(&self, range: Range<u64>) -> Option<IoSlice<'_>> {
-        let memory = self.memory.get()?.as_ref()?;
-        (range.start <= range.end && range.end <= self.len).then(|| memory.slice(range))
+    /// Makes it as one that has served its time; false if the file cannot be mapped.
+    #[cfg(test)]
+    pub(super) fn wear(&self, file: &File) -> bool {
+        if self.len == 0 {
+            return false;
+        }
+        let memory = self.memory.get_or_init(|| Memory::of(file, self.len)).as_ref().unwrap();
+        memory.begun.store(WORN, Ordering::Relaxed);
+        true
     }
 
     /// Whether it has served its time: no range is said to be in memory any more.
@@ -112,9 +129,12 @@ impl Mapped {
 struct Memory {
     base: NonNull<c_void>,
     len: usize,
+    /// Bytes in a page.
+    page: u64,
     /// What is known of chunks: each has one place where it can be.
     chunks: Box<[Chunk]>,
-    /// How often a chunk became busy.
+    /// Chunks that were ever busy, and how many those are.
+    used: Bits,
     begun: AtomicU32,
 }
 
@@ -130,9 +150,12 @@ impl Memory {
         // SAFETY: a new map, where the kernel chooses.
         let map = unsafe { mmap(null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) };
         let map = map.inspect_err(|error| tracing::debug!(%error, "a busy file is not mapped"));
-        let chunks = (len as u64).div_ceil(CHUNK).min(KNOWN);
-        let chunks = (0..chunks).map(|_| Chunk::default()).collect();
-        Some(Memory { base: NonNull::new(map.ok()?)?, len, chunks, begun: AtomicU32::new(0) })
+        let all = (len as u64).div_ceil(CHUNK);
+        let chunks = (0..all.min(KNOWN)).map(|_| Chunk::default()).collect();
+        // SAFETY: it has no preconditions. It never fails for this name (sysconf(3)).
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+        let base = NonNull::new(map.ok()?)?;
+        Some(Memory { base, len, page, chunks, used: Bits::new(all), begun: AtomicU32::new(0) })
     }
 
     fn is_worn(&self) -> bool {
@@ -148,14 +171,16 @@ impl Memory {
         if !chunk.is(number, now) {
             return false;
         }
-        if let Some(reads) = chunk.reads.count(now) {
-            let pages = (reads >= BUSY).then(|| self.look(number)).flatten();
-            if pages.is_some() && !chunk.known.load(Ordering::Relaxed) {
+        if let Some(reads) = chunk.count(now) {
+            let enough = if chunk.known.load(Ordering::Relaxed) { STILL_BUSY } else { BUSY };
+            let pages = (reads >= enough).then(|| self.look(number)).flatten();
+            if pages.is_some() && !self.used.get(number) {
+                self.used.set(number..number + 1);
                 self.begun.fetch_add(1, Ordering::Relaxed);
             }
             chunk.note(pages);
         }
-        chunk.holds(range.start % CHUNK..(range.end - 1) % CHUNK + 1)
+        chunk.holds(range.start % CHUNK / self.page..=(range.end - 1) % CHUNK / self.page)
     }
 
     /// Which pages of a chunk are in memory, a bit for each.
@@ -218,6 +243,14 @@ impl Chunk {
         self.number.load(Ordering::Relaxed) == number
     }
 
+    /// As [`Rate::count`]. What was known before somebody asked again after a while is forgotten at once.
+    fn count(&self, now: u32) -> Option<u32> {
+        if self.reads.age(now) >= 2 * PERIOD {
+            self.known.store(false, Ordering::Relaxed);
+        }
+        self.reads.count(now)
+    }
+
     fn note(&self, pages: Option<[u64; PAGES / 64]>) {
         for (word, pages) in self.pages.iter().zip(pages.unwrap_or_default()) {
             word.store(pages, Ordering::Relaxed);
@@ -225,14 +258,13 @@ impl Chunk {
         self.known.store(pages.is_some(), Ordering::Relaxed);
     }
 
-    /// Whether `range` of the chunk, which is not empty, was in memory.
-    fn holds(&self, range: Range<u64>) -> bool {
-        let page = page_size() as u64;
+    /// Whether these pages of the chunk were in memory.
+    fn holds(&self, mut pages: RangeInclusive<u64>) -> bool {
         let bit = |page: u64| {
             let word = self.pages.get((page / 64) as usize);
             word.is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
         };
-        self.known.load(Ordering::Relaxed) && (range.start / page..=(range.end - 1) / page).all(bit)
+        self.known.load(Ordering::Relaxed) && pages.all(bit)
     }
 }
 
@@ -244,15 +276,16 @@ struct Rate {
 }
 
 impl Rate {
-    /// Counts one more. At the end of a period: how many there were in each [`PERIOD`] since it began.
+    /// Counts one more. If that is the first of another period: how many there were in each [`PERIOD`] since the last began.
     fn count(&self, now: u32) -> Option<u32> {
         let age = self.age(now);
-        let count = self.count.load(Ordering::Relaxed).saturating_add(1);
+        let count = self.count.load(Ordering::Relaxed);
         if age < PERIOD {
-            self.count.store(count, Ordering::Relaxed);
+            self.count.store(count.saturating_add(1), Ordering::Relaxed);
             return None;
         }
         self.begin(now);
+        self.count.store(1, Ordering::Relaxed);
         u32::try_from(u64::from(count) * u64::from(PERIOD) / u64::from(age)).ok()
     }
 
@@ -261,15 +294,21 @@ impl Rate {
         self.count.store(0, Ordering::Relaxed);
     }
 
-    /// For how long it has been counted, in milliseconds.
+    /// For how long it has been counted, in milliseconds. Another thread may have begun it after this one looked at the clock.
     fn age(&self, now: u32) -> u32 {
-        now.wrapping_sub(self.since.load(Ordering::Relaxed))
+        let age = now.wrapping_sub(self.since.load(Ordering::Relaxed));
+        if age > u32::MAX / 2 { 0 } else { age }
     }
 }
 
 /// Milliseconds, to within a few, since some moment. They wrap.
 fn now() -> u32 {
-    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let mut now = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: it writes one timespec. All zeros are one, too, so that nothing is lost if it writes none.
+    let now = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, now.as_mut_ptr());
+        now.assume_init()
+    };
     (now.tv_sec as u32).wrapping_mul(1000).wrapping_add((now.tv_nsec / 1_000_000) as u32)
 }
 

@@ -92,10 +92,10 @@ impl Lease {
     }
 
     /// Where `range` of the file is mapped, for a system call to take its bytes from; none where [`holds`](Self::holds) was
-    /// false for all ranges so far. Nobody else may read what this returns: where the disk fails, or the file has become
+    /// false for all ranges so far, or if the file has become shorter. Nobody else may read what this returns: where the disk fails, or the file has become
     /// shorter, that ends the process, but to a system call it is an error, EFAULT.
     pub fn memory(&self, range: Range<u64>) -> Option<IoSlice<'_>> {
-        self.mapped.memory(range)
+        self.mapped.memory(&self.file, range)
     }
 }
 

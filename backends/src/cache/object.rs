@@ -4,6 +4,7 @@ use super::ahead::Streams;
 use super::bits::Bits;
 use super::disk::{Disk, Geometry};
 use super::flight::{self, Flight, Pilot, Table};
+use super::mapped::Mapped;
 use super::store::{Reserved, Shared};
 use super::writer::{self, Landed, Queue};
 use super::{Fill, Key, Lease, Pieces, Span, Spans};
@@ -182,12 +183,12 @@ impl Core {
         self.ready.get(block) || self.recorded.get().is_some_and(|recorded| recorded.get(block))
     }
 
-    /// Replaces the lease, and returns what spans handed out before hold. Once that is gone nobody uses a block that
-    /// was made unready before.
-    pub(super) fn renew_lease(&self) -> Option<std::sync::Weak<Lease>> {
+    /// Replaces the lease, and returns what spans handed out before hold, with its map. Once that is gone nobody uses a
+    /// block that was made unready before.
+    pub(super) fn renew_lease(&self) -> Option<(std::sync::Weak<Lease>, Arc<Mapped>)> {
         let renewed = self.lease.load_full()?.renewed();
         let old = self.lease.swap(Some(renewed))?;
-        Some(Arc::downgrade(&old))
+        Some((Arc::downgrade(&old), old.mapped.clone()))
     }
 
     /// Whether the lease should be renewed for what of the file is mapped.

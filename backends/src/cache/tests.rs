@@ -122,7 +122,7 @@ pub(super) fn key(name: &str) -> Key {
     Key { identity, part: "raw".into() }
 }
 
-fn bytes_of(spans: &Spans) -> Vec<u8> {
+pub(super) fn bytes_of(spans: &Spans) -> Vec<u8> {
     let mut out = Vec::new();
     for span in spans {
         match span {
@@ -462,7 +462,7 @@ fn on_disk(dir: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
 }
 
-async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !done() {
         assert!(Instant::now() < deadline, "{what}");

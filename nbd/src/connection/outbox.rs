@@ -17,6 +17,8 @@ use tokio::sync::OwnedSemaphorePermit;
 /// A stretch of a file shorter than this is read into the buffer, or sent from where it is mapped: one system call for many
 /// replies is worth more than a copy saved. A longer one goes to the socket without a copy.
 pub(super) const SENDFILE_MIN: u32 = 32 << 10;
+/// A shorter stretch is always read into the buffer: what is noted of one that is mapped is not small beside it.
+const MAPPED_MIN: u32 = 512;
 /// Bytes in memory up to this many are copied into the buffer.
 const COPY_MAX: usize = 4 << 10;
 /// When a gathering buffer holds this many bytes, the next is begun, so that none grows without end.
@@ -284,7 +286,7 @@ impl Outbox {
 
     /// Queues a stretch of a file, if the page cache holds it; whether it does.
     fn push_file(&mut self, file: &Arc<dyn FileBytes>, offset: u64, len: u32) -> io::Result<bool> {
-        if self.by_kernel && len < SENDFILE_MIN && file.in_memory(offset, len) {
+        if self.by_kernel && (MAPPED_MIN..SENDFILE_MIN).contains(&len) && file.in_memory(offset, len) {
             self.push_stretch(file, offset, len, true);
             return Ok(true);
         }

@@ -1,9 +1,8 @@
-use super::super::tests::{BLOCK, Maker, expect, key};
+use super::super::tests::{BLOCK, Maker, bytes_of, expect, key, read as read_block, wait_until};
 use super::super::{Span, Spans, Store};
 use super::*;
 use rustix::io::{Errno, read, write};
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
@@ -27,7 +26,8 @@ fn is_local(file: &File) -> bool {
 fn ask(mapped: &Mapped, file: &File, range: &Range<u64>) -> bool {
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(10 * u64::from(PERIOD)) {
-        if mapped.holds(file, range.clone()) {
+        // Many at a time, for to sleep may take a while where others work, too.
+        if (0..64).any(|_| mapped.holds(file, range.clone())) {
             return true;
         }
         std::thread::sleep(Duration::from_micros(50));
@@ -36,9 +36,9 @@ fn ask(mapped: &Mapped, file: &File, range: &Range<u64>) -> bool {
 }
 
 /// What a system call finds at `range`.
-fn taken(mapped: &Mapped, range: Range<u64>) -> Result<Vec<u8>, Errno> {
-    let (from, to): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
-    let memory = mapped.memory(range).unwrap();
+fn taken(mapped: &Mapped, file: &File, range: Range<u64>) -> Result<Vec<u8>, Errno> {
+    let (from, to) = std::io::pipe().unwrap();
+    let memory = mapped.memory(file, range).unwrap();
     let len = write(&to, &memory)?;
     let mut bytes = vec![0; len];
     assert_eq!(read(&from, &mut bytes).unwrap(), len);
@@ -50,12 +50,12 @@ fn a_busy_stretch_is_sent_from_memory() {
     let len = 3 * CHUNK + 5000;
     let file = file(len);
     let mapped = Mapped::of(&file);
-    assert!(mapped.memory(0..PAGE).is_none(), "nobody asked for it");
+    assert!(mapped.memory(&file, 0..PAGE).is_none(), "nobody asked for it");
     let content = content(len);
     for range in [0..PAGE, CHUNK - 300..CHUNK, 2 * CHUNK + 17..2 * CHUNK + 30_000, 3 * CHUNK + 4999..len] {
         assert_eq!(ask(&mapped, &file, &range), is_local(&file), "{range:?}");
         if is_local(&file) {
-            let found = taken(&mapped, range.clone()).unwrap();
+            let found = taken(&mapped, &file, range.clone()).unwrap();
             assert!(found == content[range.start as usize..range.end as usize], "{range:?}");
         }
     }
@@ -64,7 +64,7 @@ fn a_busy_stretch_is_sent_from_memory() {
     for range in [CHUNK - 1..CHUNK + 1, 5..5, len - 1..len + 1, len + CHUNK..len + CHUNK + 1] {
         assert!(!mapped.holds(&file, range.clone()), "{range:?}");
     }
-    assert!(mapped.memory(len - 1..len + 1).is_none());
+    assert!(mapped.memory(&file, len - 1..len + 1).is_none());
 }
 
 #[test]
@@ -104,11 +104,14 @@ fn a_file_that_became_shorter_is_an_error_and_not_the_end() {
         assert!(!is_local(&file));
         return;
     }
+    let memory = mapped.memory(&file, CHUNK - PAGE..CHUNK).unwrap();
     file.set_len(PAGE + 10).unwrap();
-    assert_eq!(taken(&mapped, 2 * PAGE..3 * PAGE), Err(Errno::FAULT));
+    let (_from, to) = std::io::pipe().unwrap();
+    assert_eq!(write(&to, &memory), Err(Errno::FAULT));
     // The clock of the kernel's ticks, of which a hundred or more are in a second.
     std::thread::sleep(Duration::from_millis(20));
     assert!(!mapped.holds(&file, PAGE..2 * PAGE), "there are zeros behind the file's end");
+    assert!(mapped.memory(&file, PAGE..2 * PAGE).is_none(), "nor is what was queued sent from there");
 }
 
 #[test]
@@ -124,35 +127,127 @@ fn a_worn_map_holds_nothing() {
     assert_eq!(memory.begun.load(Ordering::Relaxed), 1);
     memory.begun.store(WORN, Ordering::Relaxed);
     assert!(mapped.is_worn() && !mapped.holds(&file, 0..PAGE));
-    assert_eq!(taken(&mapped, 0..PAGE).unwrap(), content(PAGE), "what is being sent is still there");
+    assert_eq!(taken(&mapped, &file, 0..PAGE).unwrap(), content(PAGE), "what is being sent is still there");
 }
 
 #[test]
-fn a_chunk_gives_way_when_nobody_asks_for_it() {
-    let chunk = Chunk::default();
-    assert!(chunk.is(7, 1000));
-    chunk.note(Some([1; PAGES / 64]));
-    assert!(chunk.holds(0..PAGE) && !chunk.holds(0..PAGE + 1));
-    assert!(!chunk.is(7 + KNOWN, 1000 + 2 * PERIOD - 1) && chunk.is(7, 1000 + 2 * PERIOD - 1));
-    assert!(chunk.is(7 + KNOWN, 1000 + 2 * PERIOD) && !chunk.holds(0..PAGE));
-    assert!(!chunk.is(7, 1000 + 2 * PERIOD));
+fn what_left_memory_is_not_held_for_long() {
+    let file = file(CHUNK);
+    file.sync_all().unwrap();
+    let mapped = Mapped::of(&file);
+    if !ask(&mapped, &file, &(0..PAGE)) {
+        assert!(!is_local(&file));
+        return;
+    }
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut byte = [0];
+    let mut slices = [std::io::IoSliceMut::new(&mut byte)];
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    if rustix::io::preadv2(&file, &mut slices, CHUNK - 1, flags) != Err(Errno::AGAIN) {
+        // A file system in memory.
+        return;
+    }
+    let began = Instant::now();
+    while mapped.holds(&file, 0..PAGE) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is still said to be in memory");
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// A file as long as a thousand chunks more than can be known, with nothing in it but the first page of the first and of
+/// another one that has the same place.
+fn long_file() -> (File, Memory) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len((KNOWN + 1000) * CHUNK).unwrap();
+    for chunk in [0, KNOWN] {
+        rustix::io::pwrite(&file, &[1; PAGE as usize], chunk * CHUNK).unwrap();
+    }
+    let memory = Memory::of(&file, (KNOWN + 1000) * CHUNK).unwrap();
+    (file, memory)
+}
+
+/// Reads the first page of a chunk so many times in a period that begins at `now`; how often it was held.
+fn reads(memory: &Memory, chunk: u64, now: u32, count: u32) -> u32 {
+    let place = chunk * CHUNK..chunk * CHUNK + PAGE;
+    (0..count).map(|n| u32::from(memory.holds(place.clone(), now.wrapping_add(n * PERIOD / count)))).sum()
+}
+
+#[test]
+fn a_chunk_is_looked_at_while_it_is_busy() {
+    let (_file, memory) = long_file();
+    let period = |n: u32| 1_000_000 + n * PERIOD;
+    assert_eq!(reads(&memory, 0, period(0), BUSY - 1), 0);
+    // The first of each period says how many there were in the one before.
+    assert_eq!(reads(&memory, 0, period(1), BUSY), 0, "it was not busy");
+    assert_eq!(reads(&memory, 0, period(2), STILL_BUSY), STILL_BUSY, "it was");
+    assert!(!memory.holds(PAGE..2 * PAGE, period(2) + 1), "that page is not in memory");
+    assert_eq!(reads(&memory, 0, period(3), STILL_BUSY - 1), STILL_BUSY - 1, "it was still");
+    assert_eq!(reads(&memory, 0, period(4), 1), 0, "it was no more");
+    assert_eq!(reads(&memory, 0, period(4) + 1, 2 * BUSY), 0);
+    assert_eq!(reads(&memory, 0, period(5) + 1, BUSY), BUSY);
+    assert_eq!(reads(&memory, 0, period(8), 1), 0, "what was known long ago is not known");
+    assert_eq!(memory.begun.load(Ordering::Relaxed), 1, "it is the same chunk each time");
+}
+
+#[test]
+fn chunks_that_have_the_same_place_take_turns() {
+    let (_file, memory) = long_file();
+    assert_eq!(memory.chunks.len() as u64, KNOWN);
+    let period = |n: u32| (u32::MAX - 500).wrapping_add(n * PERIOD);
+    reads(&memory, 0, period(0), BUSY);
+    assert_eq!(reads(&memory, KNOWN, period(1).wrapping_sub(50), BUSY), 0);
+    assert_eq!(reads(&memory, 0, period(1), BUSY), BUSY, "who came first stays");
+    assert_eq!(reads(&memory, KNOWN, period(3).wrapping_add(100), BUSY), 0);
+    assert_eq!(reads(&memory, 0, period(4).wrapping_add(60), BUSY), 0);
+    let mut wrapped = 0;
+    for n in 0..4 {
+        wrapped += reads(&memory, KNOWN, period(4 + n).wrapping_add(100), BUSY);
+    }
+    assert_eq!(wrapped, 4 * BUSY);
+    assert_eq!(memory.begun.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_stretch_of_two_chunks_is_not_held() {
+    let (file, memory) = long_file();
+    rustix::io::pwrite(&file, &[1; 2 * PAGE as usize], 7 * CHUNK - PAGE).unwrap();
+    for n in 0..3 {
+        let now = 1_000_000 + n * PERIOD;
+        for read in 0..BUSY {
+            let now = now + read * PERIOD / BUSY;
+            let last = memory.holds(7 * CHUNK - PAGE..7 * CHUNK, now);
+            let first = memory.holds(7 * CHUNK..7 * CHUNK + PAGE, now);
+            assert_eq!((last, first), (n > 0, n > 0), "{n}");
+            assert!(!memory.holds(7 * CHUNK - 1..7 * CHUNK + 1, now));
+        }
+    }
 }
 
 #[test]
 fn rates_are_for_a_period() {
     let rate = Rate::default();
     rate.begin(u32::MAX - 10);
-    assert!((0..99).all(|n| rate.count(n).is_none()));
+    assert!((0..100).all(|n| rate.count(n).is_none()));
     // A hundred in two periods, over the end of the numbers.
     assert_eq!(rate.count(2 * PERIOD - 11), Some(50));
     assert_eq!(rate.count(3 * PERIOD - 11), Some(1));
+    // Somebody looked at the clock before that.
+    assert_eq!(rate.count(3 * PERIOD - 15), None);
 }
 
 #[test]
-fn files_of_others_and_what_is_no_file_are_not_mapped() {
-    assert_eq!(Mapped::of(&File::open("/dev/null").unwrap()).len, 0);
-    // procfs is not on a disk.
-    assert_eq!(Mapped::of(&File::open("/proc/self/maps").unwrap()).len, 0);
+fn what_is_no_file_of_ones_own_on_a_local_disk_is_not_mapped() {
+    let len = |file: &File| Mapped::of(file).len;
+    let own = file(PAGE);
+    assert_eq!(len(&own), if is_local(&own) { PAGE } else { 0 });
+    assert_eq!(len(&File::open(std::env::temp_dir()).unwrap()), 0, "a directory");
+    assert_eq!(len(&File::open("/dev/null").unwrap()), 0);
+    // One of sysfs, which says that it is as long as a page, and belongs to root.
+    assert_eq!(len(&File::open("/sys/kernel/uevent_seqnum").unwrap()), 0);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::fchown(&own, Some(1), None).unwrap();
+        assert_eq!(len(&own), 0, "it is another's");
+    }
 }
 
 #[tokio::test]
@@ -178,20 +273,54 @@ async fn a_worn_map_is_replaced() {
         assert!(!is_local(&first));
         return;
     }
-    first.mapped.memory.get().unwrap().as_ref().unwrap().begun.store(WORN, Ordering::Relaxed);
+    assert!(first.mapped.wear(&first));
     let began = Instant::now();
     while lease().is_worn() {
         assert!(began.elapsed() < Duration::from_secs(30), "it is not replaced");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(
-        taken(&first.mapped, 0..BLOCK).unwrap(),
+        taken(&first.mapped, &first, 0..BLOCK).unwrap(),
         expect(0..BLOCK),
         "what is being sent is still there"
     );
     let map = std::sync::Arc::downgrade(&first.mapped);
     drop(first);
-    assert!(map.upgrade().is_none(), "nobody else needs it");
+    while map.strong_count() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "it stays though nobody needs it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let again = lease();
     assert!(ask(&again.mapped, &again, &(0..BLOCK)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_being_sent_is_not_evicted_though_its_lease_was_renewed_before() {
+    const MAX: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), MAX).unwrap();
+    let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
+    assert!(object.warm(0..1 << 20).await.unwrap());
+    let mut spans = Spans::new();
+    assert!(object.peek(0..1 << 20, &mut spans));
+    let Span::File { lease, .. } = &spans[0] else { panic!() };
+    if !lease.mapped.wear(&lease.file) {
+        // Nothing is mapped on this file system.
+        return;
+    }
+    let renewed = || {
+        let mut now = Spans::new();
+        object.peek(0..1 << 20, &mut now);
+        !matches!(&now[..], [Span::File { lease, .. }] if lease.is_worn())
+    };
+    wait_until("renewed", renewed).await;
+    let (mut none, mut at) = (Spans::new(), 1 << 20);
+    while object.peek(0..1 << 20, &mut none) {
+        none.clear();
+        read_block(&object, at..at + 65536).await.unwrap();
+        at = (at + 65536) % (16 << 20);
+    }
+    drop(none);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(bytes_of(&spans) == expect(0..1 << 20), "punched while it was held");
 }
