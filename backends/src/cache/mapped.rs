@@ -29,6 +29,8 @@ const CHUNK: u64 = 2 << 20;
 const PAGES: usize = 512;
 /// How long a look is good for, in milliseconds. Under the greatest pressure the kernel keeps for longer what was just read.
 const PERIOD: u32 = 200;
+/// How long after a look at the clock what it said is used, in milliseconds.
+const LATE: u32 = 10_000;
 /// How many reads of a chunk in a period are worth a look, and how many after the first one.
 const BUSY: u32 = 16;
 const STILL_BUSY: u32 = 8;
@@ -294,10 +296,11 @@ impl Rate {
         self.count.store(0, Ordering::Relaxed);
     }
 
-    /// For how long it has been counted, in milliseconds. Another thread may have begun it after this one looked at the clock.
+    /// For how long it has been counted, in milliseconds.
     fn age(&self, now: u32) -> u32 {
         let age = now.wrapping_sub(self.since.load(Ordering::Relaxed));
-        if age > u32::MAX / 2 { 0 } else { age }
+        // Another thread may have begun it after this one looked at the clock.
+        if age > u32::MAX - LATE { 0 } else { age }
     }
 }
 

@@ -233,6 +233,12 @@ fn rates_are_for_a_period() {
     assert_eq!(rate.count(3 * PERIOD - 11), Some(1));
     // Somebody looked at the clock before that.
     assert_eq!(rate.count(3 * PERIOD - 15), None);
+    // The first of all comes whenever it does, also when the host has been up for a month.
+    for now in [0, PERIOD, u32::MAX / 2 + 1, u32::MAX - LATE] {
+        let rate = Rate::default();
+        let counted = (0..100).filter_map(|n| rate.count(now + n * PERIOD / 50)).collect::<Vec<_>>();
+        assert!(counted.contains(&50), "{now}: {counted:?}");
+    }
 }
 
 #[test]
