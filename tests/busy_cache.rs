@@ -87,9 +87,10 @@ fn disks(dir: &Dir) -> (Vec<u8>, [PathBuf; 2]) {
     (fs::read(&raw).unwrap(), [raw, packed])
 }
 
-#[test]
-fn what_is_mapped_may_be_cut_off_under_busy_clients() {
-    if !has("what_is_mapped_may_be_cut_off_under_busy_clients", &TOOLS) {
+/// Serves a disk in two formats with `options` and a cache, of which more than `least` KiB are mapped once clients are busy;
+/// `happen` happens to it then, and they read on.
+fn with_busy_clients(test: &str, options: &[&str], least: u64, happen: fn(&Path)) {
+    if !has(test, &TOOLS) {
         return;
     }
     let dir = Dir::new();
@@ -98,17 +99,13 @@ fn what_is_mapped_may_be_cut_off_under_busy_clients() {
     for image in images {
         let location = format!("{}/{}", http.url, image.file_name().unwrap().to_str().unwrap());
         let cache = dir.join("cache");
-        let server = Server::start(&dir, &["--cache", text(&cache), &location]);
+        let server = Server::start(&dir, &[&["--cache", text(&cache)], options, &[&location]].concat());
         while_busy(&server, &disk, |reads| {
             some_more(reads);
             if is_local(&cache) {
-                becomes_true("the cache's files are mapped", || mapped(&server) > 400);
+                becomes_true("the cache's files are mapped", || mapped(&server) > least);
             }
-            for object in fs::read_dir(cache.join("objects")).unwrap() {
-                let data = fs::File::options().write(true).open(object.unwrap().path().join("data")).unwrap();
-                // At a page's end: behind another end there would be zeros for some milliseconds.
-                data.set_len(16 << 10).unwrap();
-            }
+            happen(&cache);
             some_more(reads);
         });
         server.terminate();
@@ -117,27 +114,20 @@ fn what_is_mapped_may_be_cut_off_under_busy_clients() {
 }
 
 #[test]
+fn what_is_mapped_may_be_cut_off_under_busy_clients() {
+    with_busy_clients("what_is_mapped_may_be_cut_off_under_busy_clients", &[], 400, |cache| {
+        for object in fs::read_dir(cache.join("objects")).unwrap() {
+            let data = fs::File::options().write(true).open(object.unwrap().path().join("data")).unwrap();
+            // At a page's end: behind another end there would be zeros for some milliseconds.
+            data.set_len(16 << 10).unwrap();
+        }
+    });
+}
+
+#[test]
 fn what_is_mapped_may_be_evicted_under_busy_clients() {
-    if !has("what_is_mapped_may_be_evicted_under_busy_clients", &TOOLS) {
-        return;
-    }
-    let dir = Dir::new();
-    let (disk, images) = disks(&dir);
-    let http = Http::start(&dir);
-    for image in images {
-        let location = format!("{}/{}", http.url, image.file_name().unwrap().to_str().unwrap());
-        let cache = dir.join("cache");
-        let server = Server::start(&dir, &["--cache", text(&cache), "--cache-size", "2M", &location]);
-        while_busy(&server, &disk, |reads| {
-            some_more(reads);
-            if is_local(&cache) {
-                becomes_true("the cache's files are mapped", || mapped(&server) > 0);
-            }
-            some_more(reads);
-        });
-        server.terminate();
-        fs::remove_dir_all(&cache).unwrap();
-    }
+    let options = ["--cache-size", "2M"];
+    with_busy_clients("what_is_mapped_may_be_evicted_under_busy_clients", &options, 0, |_| {});
 }
 
 #[test]

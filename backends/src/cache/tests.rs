@@ -492,23 +492,31 @@ async fn the_store_never_outgrows_its_limit() {
     assert!(maker.ranges().iter().map(|r| r.end - r.start).sum::<u64>() < BIG, "nothing was kept");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_block_being_sent_is_not_evicted() {
-    const MAX: u64 = 4 << 20;
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), MAX).unwrap();
+/// An object of 16 MiB in a store in `dir` that has room for 4, and spans that hold its first MiB.
+pub(super) async fn held(dir: &Path) -> (Arc<Object<Maker>>, Spans) {
+    let store = Store::open(dir, 4 << 20).unwrap();
     let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
     assert!(object.warm(0..1 << 20).await.unwrap());
     let mut spans = Spans::new();
     assert!(object.peek(0..1 << 20, &mut spans));
-    let mut none = Spans::new();
-    let mut at = 1 << 20;
-    // Until the held blocks are victims, which are unready at once.
+    (object, spans)
+}
+
+/// Reads until the first MiB of an object that [`held`] gave are victims, which are unready at once.
+pub(super) async fn drive_out(object: &Arc<Object<Maker>>) {
+    let (mut none, mut at) = (Spans::new(), 1 << 20);
     while object.peek(0..1 << 20, &mut none) {
         none.clear();
-        read(&object, at..at + 65536).await.unwrap();
+        read(object, at..at + 65536).await.unwrap();
         at = (at + 65536) % (16 << 20);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_being_sent_is_not_evicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (object, spans) = held(dir.path()).await;
+    drive_out(&object).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(bytes_of(&spans) == expect(0..1 << 20), "punched while it was held");
     // They are fetched again and served, though not from the file.

@@ -1,4 +1,4 @@
-use super::super::tests::{BLOCK, Maker, bytes_of, expect, key, read as read_block, wait_until};
+use super::super::tests::{BLOCK, Maker, bytes_of, drive_out, expect, held, key, wait_until};
 use super::super::{Span, Spans, Store};
 use super::*;
 use rustix::io::{Errno, read, write};
@@ -302,13 +302,8 @@ async fn a_worn_map_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_being_sent_is_not_evicted_though_its_lease_was_renewed_before() {
-    const MAX: u64 = 4 << 20;
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), MAX).unwrap();
-    let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
-    assert!(object.warm(0..1 << 20).await.unwrap());
-    let mut spans = Spans::new();
-    assert!(object.peek(0..1 << 20, &mut spans));
+    let (object, spans) = held(dir.path()).await;
     let Span::File { lease, .. } = &spans[0] else { panic!() };
     if !lease.mapped.wear(&lease.file) {
         // Nothing is mapped on this file system.
@@ -320,13 +315,7 @@ async fn a_block_being_sent_is_not_evicted_though_its_lease_was_renewed_before()
         !matches!(&now[..], [Span::File { lease, .. }] if lease.is_worn())
     };
     wait_until("renewed", renewed).await;
-    let (mut none, mut at) = (Spans::new(), 1 << 20);
-    while object.peek(0..1 << 20, &mut none) {
-        none.clear();
-        read_block(&object, at..at + 65536).await.unwrap();
-        at = (at + 65536) % (16 << 20);
-    }
-    drop(none);
+    drive_out(&object).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(bytes_of(&spans) == expect(0..1 << 20), "punched while it was held");
 }
