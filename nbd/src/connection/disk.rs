@@ -56,7 +56,8 @@ pub(super) fn is_resident(file: BorrowedFd<'_>, offset: u64, len: u32) -> io::Re
     read_resident(file, &mut [0], offset + u64::from(len.saturating_sub(1)))
 }
 
-fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+/// Whether it lies in a file system where nothing is late, as far as that can be said.
+pub(super) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
     fstatfs(file).is_ok_and(|status| NOT_ON_DISK.contains(&status.f_type))
 }
 

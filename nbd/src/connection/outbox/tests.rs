@@ -222,10 +222,7 @@ async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
     let mut written = tempfile::tempfile().unwrap();
     written.write_all(&content).unwrap();
     written.sync_all().unwrap();
-    rustix::fs::fadvise(&written, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    let mut byte = [0];
-    if disk::read_resident(written.as_fd(), &mut byte, 0).unwrap() {
-        // A file system in memory, where nothing is late.
+    if disk::is_in_memory(written.as_fd()) {
         return;
     }
     let file: Arc<dyn FileBytes> = Arc::new(written);
@@ -233,10 +230,16 @@ async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
         let mut outbox = Outbox::default();
         outbox.bytes(b"before");
         let mark = outbox.mark();
-        outbox.bytes(b"header");
         let segment = Segment::File { file: Arc::clone(&file), offset, len };
-        assert_eq!(outbox.segment(&segment), Err(Errno::Io));
-        assert!(outbox.rollback(&mark), "{offset}, {len}");
+        // A page that is just being read, for a test of this one before for instance, stays.
+        let late = (0..100).any(|_| {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            outbox.bytes(b"header");
+            let refused = outbox.segment(&segment) == Err(Errno::Io);
+            assert_eq!(outbox.rollback(&mark), refused, "{offset}, {len}");
+            refused
+        });
+        assert!(late, "{offset}, {len}");
         let mut batch = disk::Batch::default();
         batch.push(request(1), [Segment::Zero(3), segment.clone()].into_iter().collect());
         batch.push(request(2), [segment].into_iter().collect());
@@ -249,7 +252,6 @@ async fn what_a_disk_has_yet_to_give_is_not_waited_for() {
         let content = &content[offset as usize..][..len as usize];
         let expected = [b"before".as_slice(), &[0; 3], content, content].concat();
         assert!(take(&mut outbox, 70_000) == expected, "{offset}, {len}");
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
     let mut batch = disk::Batch::default();
     let end = content.len() as u64;
