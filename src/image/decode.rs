@@ -18,9 +18,9 @@ use std::sync::Arc;
 /// Least decoded bytes that are worth a task of their own.
 const LEAST_WORK: u32 = 128 << 10;
 
-/// Decoded bytes that are made in one piece at most, in bytes, where no unit is larger: a part of a processor's own cache,
-/// so that they are still there when they are sent and written.
-const LARGEST_PIECE: u64 = 256 << 10;
+/// Decoded bytes that are made in one piece at most, in bytes, where no unit is larger. Each is a thread's work and is written
+/// by itself: as little as a quarter costs a tenth more of the processors, as much as all of a fill is nobody else's to do.
+const LARGEST_PIECE: u64 = 1 << 20;
 
 /// Fills the cache's decoded blocks of one layer. Blocks in which the layer holds nothing that is kept there are left out, and
 /// in others what it holds in another way is left zero: nobody looks it up there.
@@ -368,11 +368,11 @@ mod tests {
 
     #[test]
     fn pieces_are_small_unless_a_unit_is_not() {
-        let units: Vec<_> = (0..8).map(|n| (n * 64 * K, 64 << 10)).collect();
+        let units: Vec<_> = (0..32).map(|n| (n * 64 * K, 64 << 10)).collect();
         let split_at = |units: &[_], block| -> Vec<_> {
             split(units, 0..4096 * K, block).into_iter().map(|(range, _)| range).collect()
         };
-        assert_eq!(split_at(&units, 64 * K), vec![0..256 * K, 256 * K..512 * K]);
+        assert_eq!(split_at(&units, 64 * K), vec![0..1024 * K, 1024 * K..2048 * K]);
         assert_eq!(
             split_at(&[(0, 2 << 20), (2048 * K, 2 << 20)], 2048 * K),
             vec![0..2048 * K, 2048 * K..4096 * K]

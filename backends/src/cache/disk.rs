@@ -5,10 +5,9 @@
 //! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
 //! block is.
 
-use super::Key;
+use super::{Key, space};
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -119,6 +118,8 @@ pub(super) struct Disk {
     geometry: Geometry,
     /// Nothing was on disk when it was opened, so that there is nothing to look for.
     pub(super) fresh: bool,
+    /// Whether space is given to `data` before it is written.
+    given: bool,
 }
 
 impl Disk {
@@ -139,7 +140,8 @@ impl Disk {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let data = Arc::new(open_data(&options, directory)?);
-        let disk = Disk { data, index: Some(options.open(directory.join("index"))?), geometry, fresh };
+        let (index, given) = (Some(options.open(directory.join("index"))?), space::is_given(&data));
+        let disk = Disk { data, index, geometry, fresh, given };
         disk.data.set_len(geometry.size)?;
         if let Some(index) = &disk.index {
             index.set_len(geometry.blocks() * 8)?;
@@ -172,7 +174,8 @@ impl Disk {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
         let data = Arc::new(open_data(File::options().read(true), directory)?);
-        Ok(Disk { data, index: Some(File::open(directory.join("index"))?), geometry, fresh: false })
+        let index = Some(File::open(directory.join("index"))?);
+        Ok(Disk { data, index, geometry, fresh: false, given: false })
     }
 
     /// An object in a nameless file below `directory`, which ends with this process.
@@ -180,7 +183,8 @@ impl Disk {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let data = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
         data.set_len(geometry.size)?;
-        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true })
+        let given = space::is_given(&data);
+        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given })
     }
 
     pub(super) fn data(&self) -> &Arc<File> {
@@ -250,6 +254,9 @@ impl Disk {
             let len: usize = run.iter().map(|block| block.len()).sum();
             let start = (at - first * block) as usize;
             if !is_zero(run[0]) || self.make_hole(at, len as u64).is_err() {
+                if self.given {
+                    space::give(&self.data, at, len as u64);
+                }
                 write(&self.data, "data", &bytes[start..start + len], at)?;
             }
             at += len as u64;
@@ -296,14 +303,9 @@ impl Disk {
         if from >= self.geometry.blocks() {
             return None;
         }
-        let data = match rustix::fs::seek(&self.data, SeekFrom::Data(from * self.geometry.block)) {
-            Ok(at) => at,
-            Err(Errno::NXIO) => return None,
-            // No holes on this file system: everything takes space.
-            Err(_) => return Some(from..self.geometry.blocks()),
-        };
-        let hole = rustix::fs::seek(&self.data, SeekFrom::Hole(data)).unwrap_or(self.geometry.size);
-        Some(data / self.geometry.block..hole.div_ceil(self.geometry.block).min(self.geometry.blocks()))
+        let next = if self.given { space::next } else { space::data };
+        let found = next(&self.data, from * self.geometry.block, self.geometry.size)?;
+        Some(self.geometry.touched(&found))
     }
 
     /// How much disk space the object takes.

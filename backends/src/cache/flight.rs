@@ -1,7 +1,7 @@
 //! Fetches under way: one per block, whoever asks.
 
+use super::Span;
 use crate::{Error, Kind};
-use bytes::Bytes;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,12 @@ use tokio::sync::watch;
 pub(super) enum State {
     /// Nothing to be had yet.
     Pending,
-    /// The bytes of its blocks, or why there are none. They may still be on their way to the file.
+    /// Its blocks, or why there are none. Their bytes may still be on their way to the file.
     Done(Result<Delivered, Error>),
 }
 
-/// What a flight has brought: pieces in the order of the object, each with its offset.
-pub(super) type Delivered = Arc<[(u64, Bytes)]>;
+/// What a flight has brought: spans in the order of the object, each with its offset.
+pub(super) type Delivered = Arc<[(u64, Span)]>;
 
 /// A run of blocks being fetched.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Waits for the flight's bytes.
-    pub(super) async fn bytes(&self) -> Result<Delivered, Error> {
+    /// Waits for what the flight brings.
+    pub(super) async fn spans(&self) -> Result<Delivered, Error> {
         let mut state = self.state.clone();
         match state.wait_for(|state| matches!(state, State::Done(_))).await.as_deref() {
             Ok(State::Done(result)) => result.clone(),
@@ -102,9 +102,9 @@ impl Pilot {
         &self.flight
     }
 
-    /// Gives the bytes to all who wait and to all who join from now on.
-    pub(super) fn deliver(&self, pieces: Delivered) {
-        self.state.send_replace(State::Done(Ok(pieces)));
+    /// Gives `spans` to all who wait and to all who join from now on.
+    pub(super) fn deliver(&self, spans: Delivered) {
+        self.state.send_replace(State::Done(Ok(spans)));
     }
 
     /// Fails all who wait. Those who come later try again.

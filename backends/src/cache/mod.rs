@@ -40,6 +40,7 @@ mod flight;
 mod keeper;
 mod mapped;
 mod object;
+mod space;
 mod stock;
 mod store;
 mod writer;
@@ -141,6 +142,18 @@ impl Span {
     /// Whether it is no bytes at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Its bytes `range`, which lies inside it.
+    fn slice(&self, range: Range<u64>) -> Span {
+        match self {
+            Span::File { lease, offset, .. } => Span::File {
+                lease: lease.clone(),
+                offset: offset + range.start,
+                len: range.end - range.start,
+            },
+            Span::Bytes(bytes) => Span::Bytes(bytes.slice(range.start as usize..range.end as usize)),
+        }
     }
 }
 

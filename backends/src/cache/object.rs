@@ -3,10 +3,10 @@
 use super::ahead::Streams;
 use super::bits::Bits;
 use super::disk::{Disk, Geometry};
-use super::flight::{self, Flight, Pilot, Table};
+use super::flight::{self, Delivered, Flight, Pilot, Table};
 use super::mapped::Mapped;
 use super::store::{Reserved, Shared};
-use super::writer::{self, Landed, Queue};
+use super::writer::{self, Queue};
 use super::{Fill, Key, Lease, Pieces, Span, Spans};
 use crate::{Error, Kind};
 use arc_swap::ArcSwapOption;
@@ -235,6 +235,23 @@ impl Core {
         }
     }
 
+    /// Where `pieces`, which are whole blocks, are in the file, if all of them are ready.
+    pub(super) fn in_file(&self, pieces: &Pieces) -> Option<Delivered> {
+        // The lease first, then the bits, as always.
+        let lease = self.lease.load_full()?;
+        let range = |at: u64, bytes: &Bytes| at..at + bytes.len() as u64;
+        let ready = |(at, bytes): &(u64, Bytes)| self.is_ready(self.geometry.touched(&range(*at, bytes)));
+        if !pieces.iter().all(ready) {
+            return None;
+        }
+        let runs = pieces.chunk_by(|(at, bytes), (next, _)| at + bytes.len() as u64 == *next);
+        let span = |run: &[(u64, Bytes)]| {
+            let len = run.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+            (run[0].0, Span::File { lease: lease.clone(), offset: run[0].0, len })
+        };
+        Some(runs.map(span).collect())
+    }
+
     /// Makes durable what was stored, and then the checksums that vouch for it. May wait for the disk.
     pub(super) fn save(&self) {
         let mut sums = std::mem::take(&mut *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner));
@@ -368,8 +385,8 @@ impl<F: Fill> Object<F> {
                 }
                 (Part::Ready(_), None) => {}
                 (Part::Flying(flight, blocks), _) => {
-                    let pieces = match flight.bytes().await {
-                        Ok(pieces) => pieces,
+                    let spans = match flight.spans().await {
+                        Ok(spans) => spans,
                         Err(error) if again && error.kind == Kind::Io && flight.blocks != blocks => {
                             let parts = self.plan(blocks, lease.is_some());
                             Box::pin(self.collect(parts, lease, range, out, false)).await?;
@@ -378,12 +395,10 @@ impl<F: Fill> Object<F> {
                         Err(error) => return Err(error),
                     };
                     let wanted = clip(self.core.geometry.bytes(&blocks), range);
-                    for (at, bytes) in pieces.iter() {
-                        let part = clip(*at..at + bytes.len() as u64, &wanted);
+                    for (at, span) in spans.iter() {
+                        let part = clip(*at..at + span.len(), &wanted);
                         if part.start < part.end {
-                            out.push(Span::Bytes(
-                                bytes.slice((part.start - at) as usize..(part.end - at) as usize),
-                            ));
+                            out.push(span.slice(part.start - at..part.end - at));
                         }
                     }
                 }
@@ -567,17 +582,12 @@ impl<F: Fill> Object<F> {
         let found = (blocks.start..).zip(found).filter_map(|(block, bytes)| Some((offset(block), bytes?)));
         let mut pieces: Pieces = found.chain(filled.iter().cloned()).collect();
         pieces.sort_unstable_by_key(|(offset, _)| *offset);
-        let landing = core.store.landing();
-        pilot.deliver(pieces.into());
         let evicting = |at: u64, bytes: &Bytes| {
             let blocks = core.geometry.touched(&(at..at + bytes.len() as u64));
             pilot.evicting.iter().any(|block| blocks.contains(block))
         };
-        let kept: Vec<_> = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
-        let flight = Arc::new(Landed { _landing: landing, _pilot: pilot });
-        for (at, bytes) in kept {
-            writer::keep(core, at / core.geometry.block, bytes, flight.clone());
-        }
+        let kept = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
+        writer::land(core, pilot, pieces, kept).await;
     }
 
     async fn fill_gap(&self, gap: &Range<u64>) -> Result<Pieces, Error> {

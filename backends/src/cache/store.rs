@@ -18,6 +18,9 @@ use tokio::sync::Semaphore;
 /// How long nothing is stored after the disk failed.
 const REST: Duration = Duration::from_secs(30);
 
+/// How long readers do not wait for what is being stored after one had to wait too long.
+const LATE: Duration = Duration::from_secs(1);
+
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
 /// How much of it at most while more is fetched than is asked for.
@@ -63,6 +66,8 @@ pub(super) struct Shared {
     saving: Mutex<()>,
     /// Until when nothing is stored.
     resting: Mutex<Option<Instant>>,
+    /// Until when readers do not wait for what is being stored.
+    late: Mutex<Option<tokio::time::Instant>>,
     pub(super) bell: Arc<keeper::Bell>,
 }
 
@@ -102,6 +107,7 @@ impl Store {
             dirty: Mutex::default(),
             saving: Mutex::default(),
             resting: Mutex::default(),
+            late: Mutex::default(),
             bell: Arc::default(),
         });
         shared.try_own().map_err(|error| {
@@ -379,6 +385,16 @@ impl Shared {
                 true
             }
         }
+    }
+
+    /// Whether what is stored is likely to be written in a moment.
+    pub(super) fn is_prompt(&self) -> bool {
+        locked(&self.late).is_none_or(|until| tokio::time::Instant::now() > until)
+    }
+
+    /// A reader waited too long for what was to be written.
+    pub(super) fn note_late(&self) {
+        *locked(&self.late) = Some(tokio::time::Instant::now() + LATE);
     }
 
     /// The disk failed: says so, once, and stores nothing for a while.

@@ -3,22 +3,87 @@
 //! One thread at a time writes to a file: those that wait for one in the kernel wait awake. It goes on with what has come
 //! meanwhile by itself, so that fetched memory is soon free again however busy the processors are.
 
-use super::flight::Pilot;
+use super::flight::{Delivered, Pilot};
 use super::object::Core;
 use super::store::{Landing, Reserved};
+use super::{Pieces, Span};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Bytes after which a thread has others write, of whose objects more may wait than there are threads.
 const TURN: usize = 16 << 20;
 
-/// A flight that has delivered and is not over yet. The pilot goes last: by what it ends, others know that nothing of the
-/// object is in use any more.
-pub(super) struct Landed {
-    pub(super) _landing: Landing,
-    pub(super) _pilot: Pilot,
+/// Where so many bytes or more are kept, their readers get them from where they were written: to copy them once more, out of
+/// memory, would take as long as to write them. For fewer that wait is not worth it.
+const FROM_FILE: usize = 512 << 10;
+
+/// How long readers wait for that.
+const PROMPT: Duration = Duration::from_millis(20);
+
+/// A flight that has all its bytes and is not over yet.
+struct Landed {
+    /// What is still to be delivered.
+    late: Mutex<Option<(Arc<Core>, Pieces)>>,
+    _landing: Landing,
+    /// Goes last: by what it ends, others know that nothing of the object is in use any more.
+    pilot: Pilot,
+}
+
+impl Landed {
+    fn late(&self) -> Option<(Arc<Core>, Pieces)> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Delivers out of memory, unless it has delivered.
+    fn deliver(&self) {
+        if let Some((_, pieces)) = self.late() {
+            self.pilot.deliver(in_memory(pieces));
+        }
+    }
+}
+
+impl Drop for Landed {
+    fn drop(&mut self) {
+        if let Some((core, pieces)) = self.late() {
+            self.pilot.deliver(core.in_file(&pieces).unwrap_or_else(|| in_memory(pieces)));
+        }
+    }
+}
+
+fn in_memory(pieces: Pieces) -> Delivered {
+    pieces.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes))).collect()
+}
+
+/// Delivers `pieces`, all that the flight of `pilot` was for, and has those of them that are `kept` written. The flight is over
+/// after that. Must run in a tokio runtime.
+pub(super) async fn land(core: &Arc<Core>, pilot: Pilot, pieces: Pieces, kept: Pieces) {
+    let flight = pilot.flight().clone();
+    let size: usize = kept.iter().map(|(_, bytes)| bytes.len()).sum();
+    let late = size >= FROM_FILE && core.store.is_prompt();
+    let landing = core.store.landing();
+    let landed = Landed { late: Mutex::new(Some((core.clone(), pieces))), _landing: landing, pilot };
+    let landed = Arc::new(landed);
+    if !late {
+        landed.deliver();
+    }
+    for (at, bytes) in kept {
+        if !keep(core, at / core.geometry.block, bytes, landed.clone()) {
+            landed.deliver();
+        }
+    }
+    let written = Arc::downgrade(&landed);
+    drop(landed);
+    if late
+        && timeout(PROMPT, flight.spans()).await.is_err()
+        && let Some(landed) = written.upgrade()
+    {
+        core.store.note_late();
+        landed.deliver();
+    }
 }
 
 /// Whole blocks to be written.
@@ -108,13 +173,13 @@ impl Pen {
     }
 }
 
-/// Has whole blocks written, from `first` on, if there is a file and room for them. What goes wrong is the store's affair;
-/// the bytes are with those who asked for them already. `flight` is over after that. Must run in a tokio runtime.
-pub(super) fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Landed>) {
+/// Has whole blocks written, from `first` on, if there is a file and room for them; whether there is. What goes wrong is the
+/// store's affair.
+fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Landed>) -> bool {
     if core.disk().is_none() || !core.store.is_well() {
-        return;
+        return false;
     }
-    let Some(reserved) = core.store.reserve(bytes.len() as u64) else { return };
+    let Some(reserved) = core.store.reserve(bytes.len() as u64) else { return false };
     let mut queue = core.queue.lock();
     queue.pieces.push_back(Piece { core: core.clone(), first, bytes, reserved, flight });
     let taken = std::mem::replace(&mut queue.taken, true);
@@ -123,6 +188,7 @@ pub(super) fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Lande
         let pen = Pen { core: Arc::downgrade(core), down: false };
         tokio::spawn(write(pen, core.store.writers.clone()));
     }
+    true
 }
 
 async fn write(pen: Pen, writers: Arc<Semaphore>) {
@@ -137,11 +203,13 @@ async fn write(pen: Pen, writers: Arc<Semaphore>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BLOCK, Maker, expect, key, read};
-    use super::super::{Fill, Pieces, Spans, Store};
+    use super::super::tests::{BLOCK, Maker, bytes_of, expect, key, read};
+    use super::super::{Fill, Pieces, Span, Spans, Store};
+    use super::{Duration, FROM_FILE, PROMPT};
     use crate::{Error, Kind};
     use std::ops::Range;
     use std::sync::Arc;
+    use tokio::time::Instant;
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -162,6 +230,48 @@ mod tests {
         assert!(runtime().block_on(object.warm(0..2 * BLOCK)).unwrap());
         assert_eq!(object.ready(), 2 * BLOCK);
         assert_eq!(maker.counts(), [(0, 2), (1, 1)].into());
+    }
+
+    // On a clock that goes on when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn much_is_sent_from_where_it_was_written_unless_that_takes_long() {
+        const LEN: u64 = FROM_FILE as u64;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let object = store.object(&key("a"), 8 * LEN, BLOCK as u32, Maker::new()).unwrap();
+        let get = async |range: Range<u64>| {
+            let (mut spans, began) = (Spans::new(), Instant::now());
+            object.get_exactly(range.clone(), &mut spans).await.unwrap();
+            let took = began.elapsed();
+            assert!(bytes_of(&spans) == expect(range));
+            (spans.iter().all(|span| matches!(span, Span::File { .. })), took)
+        };
+        assert_eq!(get(0..LEN).await, (true, Duration::ZERO));
+        assert!(!get(LEN..LEN + BLOCK).await.0, "little is there before it is written");
+        let turns = store.writers().acquire_many_owned(4).await.unwrap();
+        let (from_file, took) = get(2 * LEN..3 * LEN).await;
+        assert!(!from_file && took >= PROMPT, "{took:?}");
+        assert_eq!(
+            get(3 * LEN..4 * LEN).await,
+            (false, Duration::ZERO),
+            "nobody waits for a disk that is behind"
+        );
+        drop(turns);
+        assert!(object.warm(2 * LEN..4 * LEN).await.unwrap());
+        assert!(get(2 * LEN..4 * LEN).await.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_comes_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 20).unwrap();
+        let object = store.object(&key("a"), 8 << 20, 65536, Maker::new()).unwrap();
+        let range = 0..2 << 20;
+        let (mut spans, began) = (Spans::new(), Instant::now());
+        object.get_exactly(range.clone(), &mut spans).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO, "there is nothing to wait for");
+        assert!(bytes_of(&spans) == expect(range));
+        assert!(spans.iter().all(|span| matches!(span, Span::Bytes(_))));
     }
 
     /// Makes bytes in pieces of two blocks, and leaves out every third block.
