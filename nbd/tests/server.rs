@@ -241,6 +241,61 @@ async fn a_drained_link_is_gone_on_with_where_it_was_left() {
     assert!(!link.is_open());
 }
 
+/// Asks for one thing after the other, as quickly as a thread can, and returns the socket.
+async fn hurried(client: UnixStream) -> UnixStream {
+    let hurry = tokio::task::spawn_blocking(move || {
+        let mut socket = client.into_std().unwrap();
+        socket.set_nonblocking(false).unwrap();
+        let mut reply = [0; 16 + 512];
+        for cookie in 0..2000 {
+            std::io::Write::write_all(&mut socket, &request(Command::Read, cookie, 0, 512)).unwrap();
+            std::io::Read::read_exact(&mut socket, &mut reply).unwrap();
+            assert_eq!(reply[8..16], cookie.to_be_bytes());
+            assert_eq!(reply[16..], [1; 512]);
+        }
+        socket.set_nonblocking(true).unwrap();
+        socket
+    });
+    UnixStream::from_std(hurry.await.unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_was_waited_for_awake_is_heard_whatever_it_does_next() {
+    let export = Arc::new(Trouble::default());
+    let stop = CancellationToken::new();
+    let mut client = Client::new(&export, &stop);
+    client.socket = hurried(client.socket).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.send(Command::Read, 1, 0, 512).await;
+    assert_eq!(client.reply(512).await, (0, 1, vec![1; 512]));
+
+    client.socket = hurried(client.socket).await;
+    client.send(Command::Read, 2, SLOW, 512).await;
+    until(|| export.waiting.load(Ordering::SeqCst) == 1).await;
+    client.send(Command::Read, 3, 0, 512).await;
+    assert_eq!(client.reply(512).await, (0, 3, vec![1; 512]));
+    export.go_on.notify_one();
+    assert_eq!(client.reply(512).await, (0, 2, vec![0; 512]));
+
+    client.socket = hurried(client.socket).await;
+    client.send(Command::Read, 4, 0, 32 * MIB).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(client.reply(32 << 20).await.1, 4);
+
+    let mut stop = stop;
+    let hurry = tokio::spawn(hurried(client.socket));
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        stop.cancel();
+        let link = client.served.await.unwrap().unwrap().expect("the client is there still");
+        stop = CancellationToken::new();
+        client.served = tokio::spawn(serve_transmission(link, Arc::clone(&export), stop.clone()));
+    }
+    client.socket = hurry.await.unwrap();
+    client.send(Command::Disconnect, 5, 0, 0).await;
+    client.ended().await.unwrap();
+}
+
 /// A link that was drained, and that is served until it is quiet; one slow read is under way on it.
 async fn left_with_a_slow_read(limit: Duration) -> (Arc<Trouble>, Client) {
     let export = Arc::new(Trouble::default());

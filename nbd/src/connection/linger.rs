@@ -10,6 +10,9 @@
 //!
 //! Only one connection lingers at a time, and only as long as no other one receives anything, for its thread serves
 //! nobody else meanwhile; and none where there is only one processor, which the client needs.
+//!
+//! Where it has gone well for a while the runtime is not told of the socket any more ([`Aside`](super::transport::Aside)), for
+//! it would wake another of its threads for each request, which finds that there is nothing to do.
 
 use std::io;
 use std::sync::LazyLock;
@@ -24,6 +27,10 @@ const CLOSE: Duration = Duration::from_micros(4);
 
 /// So many single requests on end, each after the answer to the one before, make a client one that waits for answers.
 const SINGLES: u32 = 8;
+
+/// So many requests of a client that is waited for are answered before others of the thread have their turn, which wakes
+/// another thread, too.
+const TURN: u32 = 4;
 
 /// Connections, ever.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -47,6 +54,8 @@ pub(super) struct Pace {
     requests: u32,
     /// How many times on end a single request came, and soon, but not too soon.
     singles: u32,
+    /// How many times on end it was looked for one and one came.
+    found: u32,
 }
 
 impl Pace {
@@ -56,7 +65,7 @@ impl Pace {
 
     fn beside(last: &'static AtomicU64) -> Pace {
         let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-        Pace { connection, last, alone: false, answered: None, requests: 0, singles: 0 }
+        Pace { connection, last, alone: false, answered: None, requests: 0, singles: 0, found: 0 }
     }
 
     /// Something came.
@@ -94,16 +103,28 @@ impl Pace {
         self.answered = Some(began);
         let single = std::mem::take(&mut self.requests) == 1;
         self.singles = if single { self.singles.saturating_add(1) } else { 0 };
+        let found = std::mem::take(&mut self.found);
         if self.singles < SINGLES || !self.alone || !*SEVERAL_PROCESSORS {
             return Ok(None);
         }
         while self.last.load(Ordering::Relaxed) == self.connection && began.elapsed() < LINGER {
             if let Some(seen) = look()? {
+                self.found = found.saturating_add(1);
                 return Ok(Some(seen));
             }
             std::hint::spin_loop();
         }
         Ok(None)
+    }
+
+    /// Whether others of this thread should have their turn, after a request was found.
+    pub(super) fn has_had_its_turn(&self) -> bool {
+        self.found.is_multiple_of(TURN)
+    }
+
+    /// Whether the next request is likely to be seen by looking for it, as those before were.
+    pub(super) fn is_steady(&self) -> bool {
+        self.found >= SINGLES
     }
 }
 
@@ -152,6 +173,24 @@ mod tests {
         });
         assert_eq!(turns.count(), 0, "another one is served meanwhile");
         assert!(looked(&mut pace, SOON, 1) > 80, "the other one is silent again");
+    }
+
+    #[test]
+    fn a_client_that_is_found_again_and_again_is_steady_until_it_is_not() {
+        if !*SEVERAL_PROCESSORS {
+            return;
+        }
+        static NEAR: AtomicU64 = AtomicU64::new(u64::MAX);
+        let mut pace = Pace::beside(&NEAR);
+        let (mut turns, began) = (0, Instant::now());
+        while !pace.is_steady() {
+            // A thread that is made to wait in the middle of it begins anew.
+            assert!(began.elapsed() < Duration::from_secs(10));
+            turns += u32::from(looks_after(&mut pace, SOON, 1) && pace.has_had_its_turn());
+        }
+        assert!(turns >= SINGLES / TURN);
+        looks_after(&mut pace, 3 * LINGER, 1);
+        assert!(!pace.is_steady());
     }
 
     #[test]

@@ -213,8 +213,9 @@ impl<E: Export> Connection<E> {
                 return Ok(Halt::Known);
             }
             if self.linger()? {
-                // Others of this thread have their turn between two requests of this client.
-                yield_now().await;
+                if self.pace.has_had_its_turn() {
+                    yield_now().await;
+                }
                 continue;
             }
             poll_fn(|cx| {
@@ -266,6 +267,7 @@ impl<E: Export> Connection<E> {
 
     /// Answers what has been received, and reads no more.
     async fn finish(mut self) -> io::Result<End> {
+        self.stream.listen()?;
         self.reading = false;
         match timeout(self.shared.limits.drain, self.drain()).await {
             Ok(Ok(())) if self.left || !self.session.between_requests() => Ok(End::Left(self.stream)),
@@ -357,7 +359,8 @@ impl<E: Export> Connection<E> {
                 self.mending = Some(Box::pin(async move { export.reread(offset, len).await }));
             }
         }
-        if self.reading && !self.paused() {
+        // Whose client is waited for awake has the runtime listen only if nothing else came of this.
+        if self.reading && !self.paused() && !(progress && self.stream.is_aside()) {
             self.input.reserve(RECEIVE);
             if let Poll::Ready(received) = self.stream.poll_fill(cx, &mut self.input) {
                 self.received(received?);
@@ -382,8 +385,12 @@ impl<E: Export> Connection<E> {
         }
         self.input.reserve(RECEIVE);
         let Some(bytes) = self.pace.linger(|| self.stream.fill_now(&mut self.input))? else {
+            self.stream.listen()?;
             return Ok(false);
         };
+        if self.pace.is_steady() {
+            self.stream.set_aside();
+        }
         self.received(bytes);
         Ok(true)
     }

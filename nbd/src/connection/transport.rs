@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -34,6 +34,23 @@ pub enum Stream {
     Tcp(TcpStream),
     /// One of both, encrypted.
     Tls(Box<Encrypted>),
+    /// One of the first two, of which the runtime is not told.
+    Aside(Aside),
+}
+
+/// A socket whose client is waited for awake. Were the runtime told of it as well, another thread would be woken for each
+/// request.
+#[derive(Debug)]
+pub struct Aside {
+    /// None when it could not be listened to again, which ends the connection.
+    socket: Option<OwnedFd>,
+    tcp: bool,
+}
+
+impl Aside {
+    fn socket(&self) -> io::Result<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
 }
 
 impl From<UnixStream> for Stream {
@@ -66,6 +83,37 @@ impl Stream {
             Self::Unix(stream) => *stream = rehomed_unix(stream)?,
             Self::Tcp(stream) => *stream = rehomed_tcp(stream)?,
             Self::Tls(stream) => stream.rehome()?,
+            Self::Aside(_) => self.listen()?,
+        }
+        Ok(())
+    }
+
+    /// Has the runtime not be told of the socket until something has to be waited for, unless it is encrypted, or this process
+    /// has as many files open as it may.
+    pub(super) fn set_aside(&mut self) {
+        let (socket, tcp) = match self {
+            Self::Unix(stream) => (AsFd::as_fd(&*stream), false),
+            Self::Tcp(stream) => (AsFd::as_fd(&*stream), true),
+            Self::Tls(_) | Self::Aside(_) => return,
+        };
+        if let Ok(socket) = socket.try_clone_to_owned() {
+            *self = Self::Aside(Aside { socket: Some(socket), tcp });
+        }
+    }
+
+    /// Whether the runtime is not told of the socket.
+    pub(super) const fn is_aside(&self) -> bool {
+        matches!(self, Self::Aside(_))
+    }
+
+    /// Has the runtime be told of the socket again.
+    pub(super) fn listen(&mut self) -> io::Result<()> {
+        if let Self::Aside(aside) = self {
+            let socket = aside.socket.take().ok_or(io::ErrorKind::NotConnected)?;
+            *self = match aside.tcp {
+                true => Self::Tcp(TcpStream::from_std(socket.into())?),
+                false => Self::Unix(UnixStream::from_std(socket.into())?),
+            };
         }
         Ok(())
     }
@@ -75,7 +123,7 @@ impl Stream {
     pub(super) fn widen(&self) {
         match self {
             Self::Unix(stream) => widen(stream),
-            Self::Tcp(_) => {}
+            Self::Tcp(_) | Self::Aside(_) => {}
             Self::Tls(stream) => stream.widen(),
         }
     }
@@ -86,6 +134,7 @@ impl Stream {
             Self::Unix(stream) => Plain::from(stream),
             Self::Tcp(stream) => Plain::from(stream),
             Self::Tls(_) => return Err(io::Error::other("the connection is encrypted already")),
+            Self::Aside(_) => return Err(io::Error::other("the connection is past its negotiation")),
         };
         Ok(Self::Tls(Box::new(Encrypted::accept(plain, tls).await?)))
     }
@@ -93,14 +142,14 @@ impl Stream {
     /// Who is at the other end.
     pub(super) fn client(&self) -> Client {
         match self {
-            Self::Unix(_) | Self::Tcp(_) => Client::default(),
+            Self::Unix(_) | Self::Tcp(_) | Self::Aside(_) => Client::default(),
             Self::Tls(stream) => stream.client(),
         }
     }
 
     /// Whether what is sent is given to the kernel as it is.
     pub(super) const fn is_plain(&self) -> bool {
-        matches!(self, Self::Unix(_) | Self::Tcp(_))
+        !matches!(self, Self::Tls(_))
     }
 
     /// Whether [`poll_send`](Self::poll_send) has something to do even if the outbox is empty.
@@ -115,7 +164,7 @@ impl Stream {
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Unix(_) | Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Unix(_) | Self::Tcp(_) | Self::Aside(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => stream.poll_close(cx),
         }
     }
@@ -126,10 +175,12 @@ impl Stream {
         cx: &mut Context<'_>,
         input: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
+        self.listen()?;
         match self {
             Self::Unix(stream) => poll_read_buf(Pin::new(stream), cx, input),
             Self::Tcp(stream) => poll_read_buf(Pin::new(stream), cx, input),
             Self::Tls(stream) => stream.poll_fill(cx, input),
+            Self::Aside(_) => Poll::Pending,
         }
     }
 
@@ -139,6 +190,7 @@ impl Stream {
             Self::Unix(stream) => append_now(stream.as_fd(), input),
             Self::Tcp(stream) => append_now(stream.as_fd(), input),
             Self::Tls(stream) => stream.fill_now(input),
+            Self::Aside(aside) => append_now(aside.socket()?, input),
         }
     }
 
@@ -158,6 +210,7 @@ impl Stream {
                     ready!(stream.poll_write_ready(cx))?;
                     stream.try_io(Interest::WRITABLE, || send(stream.as_fd(), &next))
                 }
+                Self::Aside(aside) => aside.socket().and_then(|socket| send(socket, &next)),
                 Self::Tls(_) => return Poll::Ready(Ok(())),
             };
             let of_file = matches!(next, Next::File { .. });
@@ -170,7 +223,7 @@ impl Stream {
                     break_off(outbox, &error);
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.listen()?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -257,3 +310,6 @@ fn send(socket: BorrowedFd<'_>, next: &Next<'_>) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
