@@ -19,7 +19,7 @@ pub mod validate;
 pub mod wire;
 
 pub use client::{Client, Fingerprint};
-pub use connection::{Encrypted, Stream};
+pub use connection::{Aside, Encrypted, Stream};
 pub use export::{
     Errno, Export, ExportInfo, Exports, Extent, ExtentFlags, Failure, FileBytes, Segment, Segments,
 };

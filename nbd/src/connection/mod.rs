@@ -16,7 +16,7 @@ mod transport;
 
 pub use encrypted::Encrypted;
 pub(crate) use negotiate::{Settled, negotiate};
-pub use transport::Stream;
+pub use transport::{Aside, Stream};
 
 use crate::session::{Event, Session};
 use crate::wire::consts::{CommandFlags, MAX_PAYLOAD};
