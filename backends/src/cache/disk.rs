@@ -3,9 +3,9 @@
 //! Format version 1. `meta` is JSON: magic, version, the key, size and block size, written to a temporary name and
 //! renamed. `index` is an array of little-endian 64-bit checksums (XXH3 of the block's bytes, seeded with its number;
 //! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
-//! block is.
+//! block is, or, after power was lost, space that was never written.
 
-use super::{Key, space};
+use super::{Key, mapped, space};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::{File, OpenOptions};
@@ -120,6 +120,8 @@ pub(super) struct Disk {
     pub(super) fresh: bool,
     /// Whether space is given to `data` before it is written.
     given: bool,
+    /// Whether it is on a file system that has no server to ask.
+    pub(super) local: bool,
 }
 
 impl Disk {
@@ -140,8 +142,9 @@ impl Disk {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let data = Arc::new(open_data(&options, directory)?);
-        let (index, given) = (Some(options.open(directory.join("index"))?), space::is_given(&data));
-        let disk = Disk { data, index, geometry, fresh, given };
+        let index = Some(options.open(directory.join("index"))?);
+        let (given, local) = (space::is_given(&data), mapped::is_local(&data));
+        let disk = Disk { data, index, geometry, fresh, given, local };
         disk.data.set_len(geometry.size)?;
         if let Some(index) = &disk.index {
             index.set_len(geometry.blocks() * 8)?;
@@ -175,7 +178,8 @@ impl Disk {
         }
         let data = Arc::new(open_data(File::options().read(true), directory)?);
         let index = Some(File::open(directory.join("index"))?);
-        Ok(Disk { data, index, geometry, fresh: false, given: false })
+        let local = mapped::is_local(&data);
+        Ok(Disk { data, index, geometry, fresh: false, given: false, local })
     }
 
     /// An object in a nameless file below `directory`, which ends with this process.
@@ -183,8 +187,8 @@ impl Disk {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let data = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
         data.set_len(geometry.size)?;
-        let given = space::is_given(&data);
-        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given })
+        let (given, local) = (space::is_given(&data), mapped::is_local(&data));
+        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given, local })
     }
 
     pub(super) fn data(&self) -> &Arc<File> {
@@ -304,8 +308,9 @@ impl Disk {
             return None;
         }
         let next = if self.given { space::next } else { space::data };
-        let found = next(&self.data, from * self.geometry.block, self.geometry.size)?;
-        Some(self.geometry.touched(&found))
+        let Range { start, end } = next(&self.data, from * self.geometry.block, self.geometry.size)?;
+        let Geometry { block, .. } = self.geometry;
+        Some(start / block..end.div_ceil(block).min(self.geometry.blocks()))
     }
 
     /// How much disk space the object takes.
@@ -375,7 +380,7 @@ pub(super) fn directories(root: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether all of `bytes` is zero.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     // Most blocks that are not show it at once; the others are compared with themselves, one word further on, which is
     // as fast as memory.
     match bytes.first_chunk::<16>() {

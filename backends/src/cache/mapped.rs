@@ -59,6 +59,11 @@ pub(super) struct Mapped {
     short: AtomicBool,
 }
 
+/// Whether `file` is on a file system that has no server to ask.
+pub(super) fn is_local(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|status| LOCAL.contains(&status.f_type))
+}
+
 impl Mapped {
     /// `file`, if the kernel tells this process what of it is in memory: to others than its owner it says that all is.
     pub(super) fn of(file: &File) -> Mapped {
@@ -67,7 +72,7 @@ impl Mapped {
             FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
                 && stat.st_uid == user
                 && user != OVERFLOW
-                && fstatfs(file).is_ok_and(|status| LOCAL.contains(&status.f_type))
+                && is_local(file)
         };
         let len = fstat(file).ok().filter(told).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
         let (reads, memory, seen, short) = Default::default();

@@ -7,7 +7,8 @@
 //! disk or another program left there costs a fetch at worst. After that a bit in memory says that the block is ready.
 //!
 //! A missing block is fetched once however many ask for it. The fetch is a task of its own, which nobody's departure
-//! cancels; those who wait get the bytes from memory, and the file is written behind them. Checksums are written to
+//! cancels; those who wait get the bytes from memory, and the file is written behind them. Where it is much at a time the
+//! file is written first, and they get it from there, unless the disk is behind. Checksums are written to
 //! the index only after the data they speak for is durable, in batches, by a thread that also evicts.
 //!
 //! What goes wrong with the disk is never an error to a reader: the bytes are then fetched and passed through.
@@ -93,8 +94,8 @@ impl Lease {
     }
 
     /// Where `range` of the file is mapped, for a system call to take its bytes from; none where [`holds`](Self::holds) was
-    /// false for all ranges so far, or if the file has become shorter. Nobody else may read what this returns: where the disk fails, or the file has become
-    /// shorter, that ends the process, but to a system call it is an error, EFAULT.
+    /// false for all ranges so far, or if the file has become shorter. Nobody else may read what this returns: where the
+    /// disk fails, or the file has become shorter, that ends the process, but to a system call it is an error, EFAULT.
     pub fn memory(&self, range: Range<u64>) -> Option<IoSlice<'_>> {
         self.mapped.memory(&self.file, range)
     }

@@ -587,7 +587,11 @@ impl<F: Fill> Object<F> {
             pilot.evicting.iter().any(|block| blocks.contains(block))
         };
         let kept = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
-        writer::land(core, pilot, pieces, kept).await;
+        let late = writer::land(core, pilot, pieces, kept);
+        drop(self);
+        if let Some(late) = late {
+            late.watch().await;
+        }
     }
 
     async fn fill_gap(&self, gap: &Range<u64>) -> Result<Pieces, Error> {

@@ -52,7 +52,7 @@ pub(super) struct Shared {
     writing: AtomicU64,
     /// Who may write to the disk, each with a thread of its own.
     pub(super) writers: Arc<Semaphore>,
-    /// How many flights are between delivering their bytes and having them in the file.
+    /// How many flights have their bytes and do not have them in the file yet.
     landing: Mutex<u64>,
     landed: Condvar,
     /// The locked file, once this process owns the store.
@@ -332,7 +332,7 @@ impl Shared {
         self.is_well() && self.writing.load(Ordering::Relaxed) < MAX_AHEAD
     }
 
-    /// Says that a flight is about to deliver bytes that it will then write. To be held until they are written.
+    /// Says that a flight has bytes that it will deliver and write. To be held until they are written.
     pub(super) fn landing(self: &Arc<Self>) -> Landing {
         *locked(&self.landing) += 1;
         Landing(self.clone())
@@ -417,7 +417,7 @@ fn place(identity: &crate::Identity) -> &str {
     identity.location.split_once(" at ").map_or(&identity.location, |(location, _)| location)
 }
 
-/// Bytes that were delivered and are not in the file yet.
+/// Bytes that are delivered and not in the file yet, or first one and then the other.
 pub(super) struct Landing(Arc<Shared>);
 
 impl Drop for Landing {

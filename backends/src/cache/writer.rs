@@ -3,7 +3,8 @@
 //! One thread at a time writes to a file: those that wait for one in the kernel wait awake. It goes on with what has come
 //! meanwhile by itself, so that fetched memory is soon free again however busy the processors are.
 
-use super::flight::{Delivered, Pilot};
+use super::disk::is_zero;
+use super::flight::{Delivered, Flight, Pilot};
 use super::object::Core;
 use super::store::{Landing, Reserved};
 use super::{Pieces, Span};
@@ -58,16 +59,35 @@ fn in_memory(pieces: Pieces) -> Delivered {
     pieces.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes))).collect()
 }
 
+/// A flight whose readers wait for what is being written. It holds on to nothing of the object.
+pub(super) struct Late {
+    flight: Arc<Flight>,
+    landed: Weak<Landed>,
+}
+
+impl Late {
+    /// Gives them what is in memory if it takes too long.
+    pub(super) async fn watch(self) {
+        if timeout(PROMPT, self.flight.spans()).await.is_err()
+            && let Some(landed) = self.landed.upgrade()
+            && let Some((core, pieces)) = landed.late()
+        {
+            core.store.note_late();
+            landed.pilot.deliver(in_memory(pieces));
+        }
+    }
+}
+
 /// Delivers `pieces`, all that the flight of `pilot` was for, and has those of them that are `kept` written. The flight is over
-/// after that. Must run in a tokio runtime.
-pub(super) async fn land(core: &Arc<Core>, pilot: Pilot, pieces: Pieces, kept: Pieces) {
+/// after that. Where something is returned it has to be watched. Must run in a tokio runtime.
+pub(super) fn land(core: &Arc<Core>, pilot: Pilot, pieces: Pieces, kept: Pieces) -> Option<Late> {
     let flight = pilot.flight().clone();
-    let size: usize = kept.iter().map(|(_, bytes)| bytes.len()).sum();
-    let late = size >= FROM_FILE && core.store.is_prompt();
+    // What is about to be punched is not written, and without it all of them would wait in vain.
+    let from_file = pilot.evicting.is_empty() && is_sent_from_file(core, &kept);
     let landing = core.store.landing();
     let landed = Landed { late: Mutex::new(Some((core.clone(), pieces))), _landing: landing, pilot };
     let landed = Arc::new(landed);
-    if !late {
+    if !from_file {
         landed.deliver();
     }
     for (at, bytes) in kept {
@@ -75,15 +95,16 @@ pub(super) async fn land(core: &Arc<Core>, pilot: Pilot, pieces: Pieces, kept: P
             landed.deliver();
         }
     }
-    let written = Arc::downgrade(&landed);
-    drop(landed);
-    if late
-        && timeout(PROMPT, flight.spans()).await.is_err()
-        && let Some(landed) = written.upgrade()
-    {
-        core.store.note_late();
-        landed.deliver();
-    }
+    from_file.then(|| Late { flight, landed: Arc::downgrade(&landed) })
+}
+
+/// Whether `kept` had better be sent from where it is going to be written.
+fn is_sent_from_file(core: &Core, kept: &Pieces) -> bool {
+    let size: usize = kept.iter().map(|(_, bytes)| bytes.len()).sum();
+    let block = usize::try_from(core.geometry.block).unwrap_or(usize::MAX);
+    // Those become holes, which the page cache does not hold.
+    let has_zeros = || kept.iter().flat_map(|(_, bytes)| bytes.chunks(block)).any(is_zero);
+    size >= FROM_FILE && core.disk().is_some_and(|disk| disk.local) && core.store.is_prompt() && !has_zeros()
 }
 
 /// Whole blocks to be written.
@@ -259,6 +280,29 @@ mod tests {
         drop(turns);
         assert!(object.warm(2 * LEN..4 * LEN).await.unwrap());
         assert!(get(2 * LEN..4 * LEN).await.0);
+    }
+
+    /// Makes zeros, but for the first block.
+    struct Sparse;
+
+    impl Fill for Sparse {
+        async fn fill(&self, range: Range<u64>) -> Result<Pieces, Error> {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            bytes[..BLOCK as usize].fill(1);
+            Ok(vec![(range.start, bytes.into())])
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zeros_come_from_memory_for_the_file_has_holes_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 30).unwrap();
+        let object = store.object(&key("a"), 1 << 20, BLOCK as u32, Sparse).unwrap();
+        let (mut spans, began) = (Spans::new(), Instant::now());
+        object.get_exactly(0..1 << 20, &mut spans).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(spans.iter().all(|span| matches!(span, Span::Bytes(_))));
+        assert!(object.warm(0..1 << 20).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

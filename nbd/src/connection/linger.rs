@@ -109,7 +109,7 @@ impl Pace {
         }
         while self.last.load(Ordering::Relaxed) == self.connection && began.elapsed() < LINGER {
             if let Some(seen) = look()? {
-                self.found = found.saturating_add(1);
+                self.found = found.wrapping_add(1);
                 return Ok(Some(seen));
             }
             std::hint::spin_loop();

@@ -19,11 +19,6 @@ fn file(len: u64) -> File {
     file
 }
 
-/// Whether files here are mapped at all.
-fn is_local(file: &File) -> bool {
-    LOCAL.contains(&fstatfs(file).unwrap().f_type)
-}
-
 /// Asks for `range` as often as a busy client does, for some periods or until it is held; whether it is.
 fn ask(mapped: &Mapped, file: &File, range: &Range<u64>) -> bool {
     let began = Instant::now();
