@@ -5,7 +5,7 @@
 //! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
 //! block is, or, after power was lost, space that was never written.
 
-use super::{Key, mapped, space};
+use super::{Key, space};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::{File, OpenOptions};
@@ -120,8 +120,6 @@ pub(super) struct Disk {
     pub(super) fresh: bool,
     /// Whether space is given to `data` before it is written.
     given: bool,
-    /// Whether it is on a file system that has no server to ask.
-    pub(super) local: bool,
 }
 
 impl Disk {
@@ -143,8 +141,8 @@ impl Disk {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let data = Arc::new(open_data(&options, directory)?);
         let index = Some(options.open(directory.join("index"))?);
-        let (given, local) = (space::is_given(&data), mapped::is_local(&data));
-        let disk = Disk { data, index, geometry, fresh, given, local };
+        let given = space::is_given(&data);
+        let disk = Disk { data, index, geometry, fresh, given };
         disk.data.set_len(geometry.size)?;
         if let Some(index) = &disk.index {
             index.set_len(geometry.blocks() * 8)?;
@@ -178,8 +176,7 @@ impl Disk {
         }
         let data = Arc::new(open_data(File::options().read(true), directory)?);
         let index = Some(File::open(directory.join("index"))?);
-        let local = mapped::is_local(&data);
-        Ok(Disk { data, index, geometry, fresh: false, given: false, local })
+        Ok(Disk { data, index, geometry, fresh: false, given: false })
     }
 
     /// An object in a nameless file below `directory`, which ends with this process.
@@ -187,8 +184,8 @@ impl Disk {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let data = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
         data.set_len(geometry.size)?;
-        let (given, local) = (space::is_given(&data), mapped::is_local(&data));
-        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given, local })
+        let given = space::is_given(&data);
+        Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given })
     }
 
     pub(super) fn data(&self) -> &Arc<File> {

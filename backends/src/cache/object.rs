@@ -239,9 +239,8 @@ impl Core {
     pub(super) fn in_file(&self, pieces: &Pieces) -> Option<Delivered> {
         // The lease first, then the bits, as always.
         let lease = self.lease.load_full()?;
-        let range = |at: u64, bytes: &Bytes| at..at + bytes.len() as u64;
-        let ready = |(at, bytes): &(u64, Bytes)| self.is_ready(self.geometry.touched(&range(*at, bytes)));
-        if !pieces.iter().all(ready) {
+        let blocks = |(at, bytes): &(u64, Bytes)| self.geometry.touched(&(*at..at + bytes.len() as u64));
+        if !pieces.iter().all(|piece| self.is_ready(blocks(piece))) {
             return None;
         }
         let runs = pieces.chunk_by(|(at, bytes), (next, _)| at + bytes.len() as u64 == *next);

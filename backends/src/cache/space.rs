@@ -7,6 +7,7 @@
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
 use rustix::io::Errno;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
@@ -78,12 +79,12 @@ struct FiemapExtent {
 const FS_IOC_FIEMAP: u64 = 0xc020_660b;
 
 /// As [`next`], where extents can be asked for.
-fn extent(file: &File, from: u64, len: u64) -> Result<Option<Range<u64>>, Errno> {
+fn extent(file: &File, from: u64, len: u64) -> io::Result<Option<Range<u64>>> {
     let mut map = Fiemap { start: from, length: u64::MAX - from, extent_count: 1, ..Fiemap::default() };
     // SAFETY: the kernel writes no more extents behind the head than `extent_count`, and `map` has room for that one.
     let asked = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &raw mut map) };
     if asked != 0 {
-        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+        return Err(io::Error::last_os_error());
     }
     let FiemapExtent { logical, length, .. } = map.extent;
     let end = logical.saturating_add(length).min(len);

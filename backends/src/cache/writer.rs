@@ -5,6 +5,7 @@
 
 use super::disk::is_zero;
 use super::flight::{Delivered, Flight, Pilot};
+use super::mapped::is_local;
 use super::object::Core;
 use super::store::{Landing, Reserved};
 use super::{Pieces, Span};
@@ -104,7 +105,10 @@ fn is_sent_from_file(core: &Core, kept: &Pieces) -> bool {
     let block = usize::try_from(core.geometry.block).unwrap_or(usize::MAX);
     // Those become holes, which the page cache does not hold.
     let has_zeros = || kept.iter().flat_map(|(_, bytes)| bytes.chunks(block)).any(is_zero);
-    size >= FROM_FILE && core.disk().is_some_and(|disk| disk.local) && core.store.is_prompt() && !has_zeros()
+    size >= FROM_FILE
+        && core.disk().is_some_and(|disk| is_local(disk.data()))
+        && core.store.is_prompt()
+        && !has_zeros()
 }
 
 /// Whole blocks to be written.
