@@ -247,7 +247,7 @@ fn seekable(clear: &[u8], step: usize, checked: bool) -> Vec<u8> {
         table.extend((frame.len() as u32).to_le_bytes());
         table.extend((piece.len() as u32).to_le_bytes());
         if checked {
-            table.extend((xxhash_rust::xxh64::xxh64(piece, 0) as u32).to_le_bytes());
+            table.extend((twox_hash::XxHash64::oneshot(0, piece) as u32).to_le_bytes());
         }
         file.extend(frame);
     }

@@ -6,6 +6,7 @@
 //! block is, or, after power was lost, space that was never written.
 
 use super::{Key, space};
+use crate::Buffer;
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::{File, OpenOptions};
@@ -15,10 +16,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 const MAGIC: &str = "thinorigin cache";
 const VERSION: u32 = 1;
+
+/// Most bytes that are read at a time to compare them with their checksums, where no block is larger: a part of a processor's
+/// own cache.
+const LARGEST_READ: u64 = 256 << 10;
 
 /// The largest `meta` that is read: locations are at most 4 KiB.
 const MAX_META: u64 = 64 << 10;
@@ -59,7 +64,7 @@ struct Meta {
 /// The directory name of an object.
 pub(super) fn name(key: &Key, geometry: Geometry) -> String {
     let text = meta(key, geometry);
-    format!("{:032x}", xxh3_128(text.as_bytes()))
+    format!("{:032x}", XxHash3_128::oneshot(text.as_bytes()))
 }
 
 fn meta(key: &Key, geometry: Geometry) -> String {
@@ -192,27 +197,51 @@ impl Disk {
         &self.data
     }
 
-    /// The blocks of `blocks` that are there and whole; none where anything is wrong.
-    pub(super) fn load(&self, blocks: Range<u64>) -> Vec<Option<Bytes>> {
-        let count = (blocks.end - blocks.start) as usize;
-        let mut sums = vec![0; count * 8];
-        let found = match &self.index {
-            Some(index) => index.read_exact_at(&mut sums, blocks.start * 8).is_ok(),
-            None => false,
-        };
-        let sums = sums.chunks_exact(8).map(|sum| u64::from_le_bytes(sum.try_into().unwrap_or_default()));
-        blocks
-            .zip(sums)
-            .map(|(block, sum)| {
-                if !found || sum == 0 {
-                    return None;
+    /// Reads `blocks`, and calls `each` with the number and the bytes of every one that is there and whole.
+    pub(super) fn read(&self, blocks: Range<u64>, mut each: impl FnMut(u64, Bytes)) {
+        let Some(sums) = self.sums(&blocks) else { return };
+        let most = (LARGEST_READ / self.geometry.block).max(1);
+        let mut at = blocks.start;
+        for run in sums.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+            let end = at + run.len() as u64;
+            let mut next = at;
+            while run[0] != 0 && next < end {
+                let part = next..end.min(next + most);
+                self.read_run(part.clone(), &run[(next - at) as usize..], &mut each);
+                next = part.end;
+            }
+            at = end;
+        }
+    }
+
+    /// As [`read`](Self::read), for blocks that lie in a row and have the checksums `sums`.
+    fn read_run(&self, blocks: Range<u64>, sums: &[u64], each: &mut impl FnMut(u64, Bytes)) {
+        let range = self.geometry.bytes(&blocks);
+        let mut buffer = Buffer::any((range.end - range.start) as usize);
+        if self.data.read_exact_at(buffer.content(), range.start).is_err() {
+            // It may be one of them only.
+            if blocks.end - blocks.start > 1 {
+                for (block, sum) in blocks.zip(sums) {
+                    self.read_run(block..block + 1, &[*sum], each);
                 }
-                let range = self.geometry.bytes(&(block..block + 1));
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                self.data.read_exact_at(&mut bytes, range.start).ok()?;
-                (checksum(block, &bytes) == sum).then(|| Bytes::from(bytes))
-            })
-            .collect()
+            }
+            return;
+        }
+        let bytes = buffer.freeze();
+        for (block, sum) in blocks.zip(sums) {
+            let place = self.geometry.bytes(&(block..block + 1));
+            let bytes = bytes.slice((place.start - range.start) as usize..(place.end - range.start) as usize);
+            if checksum(block, &bytes) == *sum {
+                each(block, bytes);
+            }
+        }
+    }
+
+    /// What the index has for each of `blocks`: a checksum, or 0.
+    fn sums(&self, blocks: &Range<u64>) -> Option<Vec<u64>> {
+        let mut sums = vec![0; (blocks.end - blocks.start) as usize * 8];
+        self.index.as_ref()?.read_exact_at(&mut sums, blocks.start * 8).ok()?;
+        Some(sums.as_chunks::<8>().0.iter().map(|sum| u64::from_le_bytes(*sum)).collect())
     }
 
     /// The runs of blocks that the index has checksums for.
@@ -387,5 +416,5 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 }
 
 fn checksum(block: u64, bytes: &[u8]) -> u64 {
-    xxh3_64_with_seed(bytes, block).max(1)
+    XxHash3_64::oneshot_with_seed(block, bytes).max(1)
 }

@@ -3,10 +3,10 @@
 use super::ahead::Streams;
 use super::bits::Bits;
 use super::disk::{Disk, Geometry};
-use super::flight::{self, Delivered, Flight, Pilot, Table};
+use super::flight::{self, Flight, Pilot, Table};
 use super::mapped::Mapped;
 use super::store::{Reserved, Shared};
-use super::writer::{self, Queue};
+use super::writer::{self, Brought, Queue};
 use super::{Fill, Key, Lease, Pieces, Span, Spans};
 use crate::{Error, Kind};
 use arc_swap::ArcSwapOption;
@@ -196,27 +196,39 @@ impl Core {
         self.lease.load().as_ref().is_some_and(|lease| lease.is_worn())
     }
 
-    /// Blocks of `blocks` that are on disk and whole. Those found in the own files are ready from then on, but for
-    /// `except`.
-    async fn load(self: &Arc<Self>, blocks: Range<u64>, except: &[u64]) -> Vec<Option<Bytes>> {
-        let nothing = vec![None; (blocks.end - blocks.start) as usize];
+    /// Where those of `blocks` are that are on disk and whole, one by one: in the file, if it is the own one, and ready from
+    /// then on; but for `except`, and where others have the file, in memory. Called for a flight, for none of whose blocks
+    /// eviction begins before it is over.
+    async fn load(self: &Arc<Self>, blocks: Range<u64>, except: &[u64]) -> Vec<Option<Span>> {
+        let nothing = || vec![None; (blocks.end - blocks.start) as usize];
         if self.nameless() || self.disk().is_some_and(|disk| disk.fresh) {
-            return nothing;
+            return nothing();
         }
-        let core = self.clone();
-        let range = blocks.clone();
-        let load = tokio::task::spawn_blocking(move || core.readable().map(|disk| disk.load(range)));
+        let lease = self.lease.load_full().filter(|_| self.disk().is_some());
+        let (core, range, except) = (self.clone(), blocks.clone(), except.to_vec());
+        let mut found = nothing();
+        let load = tokio::task::spawn_blocking(move || {
+            core.readable()?.read(range.clone(), |block, bytes| {
+                let (offset, len) = (block * core.geometry.block, bytes.len() as u64);
+                let span = match &lease {
+                    Some(lease) if !except.contains(&block) => {
+                        Span::File { lease: lease.clone(), offset, len }
+                    }
+                    _ => Span::Bytes(bytes),
+                };
+                found[(block - range.start) as usize] = Some(span);
+            });
+            Some(found)
+        });
         let found = match tokio::time::timeout(LOAD_TIMEOUT, load).await {
             Ok(Ok(Some(found))) => found,
-            _ => return nothing,
+            _ => return nothing(),
         };
-        if self.disk().is_some() {
-            for (block, _) in
-                blocks.zip(&found).filter(|(block, found)| found.is_some() && !except.contains(block))
-            {
-                self.ready.set(block..block + 1);
-            }
-        }
+        let in_file = |span: &Option<Span>| matches!(span, Some(Span::File { .. }));
+        blocks
+            .zip(&found)
+            .filter(|(_, span)| in_file(span))
+            .for_each(|(block, _)| self.ready.set(block..block + 1));
         found
     }
 
@@ -236,19 +248,17 @@ impl Core {
     }
 
     /// Where `pieces`, which are whole blocks, are in the file, if all of them are ready.
-    pub(super) fn in_file(&self, pieces: &Pieces) -> Option<Delivered> {
+    pub(super) fn in_file(&self, pieces: &Pieces) -> Option<Vec<(u64, Span)>> {
         // The lease first, then the bits, as always.
         let lease = self.lease.load_full()?;
         let blocks = |(at, bytes): &(u64, Bytes)| self.geometry.touched(&(*at..at + bytes.len() as u64));
         if !pieces.iter().all(|piece| self.is_ready(blocks(piece))) {
             return None;
         }
-        let runs = pieces.chunk_by(|(at, bytes), (next, _)| at + bytes.len() as u64 == *next);
-        let span = |run: &[(u64, Bytes)]| {
-            let len = run.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-            (run[0].0, Span::File { lease: lease.clone(), offset: run[0].0, len })
+        let span = |(at, bytes): &(u64, Bytes)| {
+            (*at, Span::File { lease: lease.clone(), offset: *at, len: bytes.len() as u64 })
         };
-        Some(runs.map(span).collect())
+        Some(pieces.iter().map(span).collect())
     }
 
     /// Makes durable what was stored, and then the checksums that vouch for it. May wait for the disk.
@@ -578,15 +588,14 @@ impl<F: Fill> Object<F> {
             Err(error) => return pilot.fail(error),
         };
         let offset = |block: u64| block * core.geometry.block;
-        let found = (blocks.start..).zip(found).filter_map(|(block, bytes)| Some((offset(block), bytes?)));
-        let mut pieces: Pieces = found.chain(filled.iter().cloned()).collect();
-        pieces.sort_unstable_by_key(|(offset, _)| *offset);
+        let found = (blocks.start..).zip(found).filter_map(|(block, span)| Some((offset(block), span?)));
+        let brought = Brought { found: found.collect(), filled: filled.clone() };
         let evicting = |at: u64, bytes: &Bytes| {
             let blocks = core.geometry.touched(&(at..at + bytes.len() as u64));
             pilot.evicting.iter().any(|block| blocks.contains(block))
         };
         let kept = filled.into_iter().filter(|(at, bytes)| !evicting(*at, bytes)).collect();
-        let late = writer::land(core, pilot, pieces, kept);
+        let late = writer::land(core, pilot, brought, kept);
         drop(self);
         if let Some(late) = late {
             late.watch().await;

@@ -123,7 +123,8 @@ impl Stored {
             for block in run {
                 let bytes = self.geometry.bytes(&(block..block + 1));
                 let len = bytes.end - bytes.start;
-                let whole = disk.load(block..block + 1).into_iter().flatten().next().is_some();
+                let mut whole = false;
+                disk.read(block..block + 1, |_, _| whole = true);
                 if whole {
                     verified.whole += len;
                 } else if disk.is_recorded(block).map_err(broken)? {

@@ -29,35 +29,70 @@ const PROMPT: Duration = Duration::from_millis(20);
 /// A flight that has all its bytes and is not over yet.
 struct Landed {
     /// What is still to be delivered.
-    late: Mutex<Option<(Arc<Core>, Pieces)>>,
+    late: Mutex<Option<(Arc<Core>, Brought)>>,
     _landing: Landing,
     /// Goes last: by what it ends, others know that nothing of the object is in use any more.
     pilot: Pilot,
 }
 
 impl Landed {
-    fn late(&self) -> Option<(Arc<Core>, Pieces)> {
+    fn late(&self) -> Option<(Arc<Core>, Brought)> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Delivers out of memory, unless it has delivered.
     fn deliver(&self) {
-        if let Some((_, pieces)) = self.late() {
-            self.pilot.deliver(in_memory(pieces));
+        if let Some((_, brought)) = self.late() {
+            self.pilot.deliver(brought.in_memory());
         }
     }
 }
 
 impl Drop for Landed {
     fn drop(&mut self) {
-        if let Some((core, pieces)) = self.late() {
-            self.pilot.deliver(core.in_file(&pieces).unwrap_or_else(|| in_memory(pieces)));
+        if let Some((core, brought)) = self.late() {
+            self.pilot.deliver(brought.in_file(&core));
         }
     }
 }
 
-fn in_memory(pieces: Pieces) -> Delivered {
-    pieces.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes))).collect()
+/// All that a flight is for.
+pub(super) struct Brought {
+    /// What was on disk, each with its offset.
+    pub(super) found: Vec<(u64, Span)>,
+    /// What was not.
+    pub(super) filled: Pieces,
+}
+
+impl Brought {
+    /// To be delivered with what was not on disk in memory.
+    fn in_memory(self) -> Delivered {
+        let filled = self.filled.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes)));
+        in_order(self.found.into_iter().chain(filled).collect())
+    }
+
+    /// To be delivered from the file, if all of it is there.
+    fn in_file(self, core: &Core) -> Delivered {
+        match core.in_file(&self.filled) {
+            Some(filled) => in_order(self.found.into_iter().chain(filled).collect()),
+            None => self.in_memory(),
+        }
+    }
+}
+
+/// Spans in the order of the object, those in a row of one file as one.
+fn in_order(mut spans: Vec<(u64, Span)>) -> Delivered {
+    spans.sort_unstable_by_key(|(at, _)| *at);
+    spans.dedup_by(|(_, next), (_, span)| match (span, next) {
+        (Span::File { lease, offset, len }, Span::File { lease: other, offset: at, len: more })
+            if Arc::ptr_eq(lease, other) && *offset + *len == *at =>
+        {
+            *len += *more;
+            true
+        }
+        _ => false,
+    });
+    spans.into()
 }
 
 /// A flight whose readers wait for what is being written. It holds on to nothing of the object.
@@ -71,22 +106,22 @@ impl Late {
     pub(super) async fn watch(self) {
         if timeout(PROMPT, self.flight.spans()).await.is_err()
             && let Some(landed) = self.landed.upgrade()
-            && let Some((core, pieces)) = landed.late()
+            && let Some((core, brought)) = landed.late()
         {
             core.store.note_late();
-            landed.pilot.deliver(in_memory(pieces));
+            landed.pilot.deliver(brought.in_memory());
         }
     }
 }
 
-/// Delivers `pieces`, all that the flight of `pilot` was for, and has those of them that are `kept` written. The flight is over
-/// after that. Where something is returned it has to be watched. Must run in a tokio runtime.
-pub(super) fn land(core: &Arc<Core>, pilot: Pilot, pieces: Pieces, kept: Pieces) -> Option<Late> {
+/// Delivers what was `brought`, and has what of it is `kept` written. The flight is over after that. Where something is returned
+/// it has to be watched. Must run in a tokio runtime.
+pub(super) fn land(core: &Arc<Core>, pilot: Pilot, brought: Brought, kept: Pieces) -> Option<Late> {
     let flight = pilot.flight().clone();
     // What is about to be punched is not written, and without it all of them would wait in vain.
     let from_file = pilot.evicting.is_empty() && is_sent_from_file(core, &kept);
     let landing = core.store.landing();
-    let landed = Landed { late: Mutex::new(Some((core.clone(), pieces))), _landing: landing, pilot };
+    let landed = Landed { late: Mutex::new(Some((core.clone(), brought))), _landing: landing, pilot };
     let landed = Arc::new(landed);
     if !from_file {
         landed.deliver();

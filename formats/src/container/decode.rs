@@ -28,7 +28,7 @@ pub(super) fn block(packing: Packing, block: &Block, stored: &[u8]) -> Result<Ve
         Packing::Zstd => unzstd(stored, &mut clear)?,
     }
     if let Note::Check(check) = block.note {
-        let [low @ .., _, _, _, _] = xxhash_rust::xxh64::xxh64(&clear, 0).to_le_bytes();
+        let [low @ .., _, _, _, _] = twox_hash::XxHash64::oneshot(0, &clear).to_le_bytes();
         if u32::from_le_bytes(low) != check {
             return Err(damaged("a frame's content has another checksum than the seek table says"));
         }
