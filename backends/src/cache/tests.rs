@@ -1,3 +1,5 @@
+mod restart;
+
 use super::*;
 use crate::{Identity, Kind};
 use std::collections::HashMap;
@@ -160,32 +162,6 @@ fn case(maker: Maker) -> Case {
     Case { dir, store, maker, object }
 }
 
-async fn reopened(dir: &Path) -> (Store, Maker, Arc<Object<Maker>>) {
-    let store = Store::open(dir, 1 << 30).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !store.is_owner() {
-        assert!(Instant::now() < deadline, "the lock is not given up");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let maker = Maker::new();
-    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
-    (store, maker, object)
-}
-
-/// A copy of a store as a crash would leave it, more or less.
-fn copy(from: &Path) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    let ok = std::process::Command::new("cp")
-        .arg("-r")
-        .arg(from.join("objects"))
-        .arg(to.path())
-        .status()
-        .unwrap()
-        .success();
-    assert!(ok);
-    to
-}
-
 /// The only object's directory.
 fn object_dir(dir: &Path) -> std::path::PathBuf {
     std::fs::read_dir(dir.join("objects")).unwrap().next().unwrap().unwrap().path()
@@ -324,20 +300,6 @@ async fn errors_reach_all_who_wait_and_are_not_kept() {
     assert_eq!(read(&case.object, BLOCK..2 * BLOCK).await.unwrap(), expect(BLOCK..2 * BLOCK));
 }
 
-#[tokio::test]
-async fn blocks_survive_a_restart() {
-    let Case { dir, store, object, .. } = case(Maker::new());
-    assert!(object.warm(0..SIZE).await.unwrap());
-    store.sync();
-    drop((store, object));
-    let (_store, maker, object) = reopened(dir.path()).await;
-    let mut spans = Spans::new();
-    assert!(!object.peek(0..1, &mut spans), "not before it was verified");
-    assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE));
-    assert!(object.peek(0..1, &mut spans));
-    assert_eq!(maker.ranges(), vec![]);
-}
-
 /// Makes zeros, but for every fourth block.
 struct Sparse;
 
@@ -395,66 +357,6 @@ async fn another_version_is_another_object() {
     }
 }
 
-#[tokio::test]
-async fn what_was_not_saved_is_fetched_again() {
-    let case = case(Maker::new());
-    assert!(case.object.warm(0..50 * BLOCK).await.unwrap());
-    case.store.sync();
-    assert!(case.object.warm(0..SIZE).await.unwrap());
-    let copy = copy(case.dir.path());
-    let (_store, maker, object) = reopened(copy.path()).await;
-    assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE));
-    assert!(maker.counts().keys().all(|block| *block >= 50));
-}
-
-#[tokio::test]
-async fn no_damage_on_disk_becomes_a_wrong_byte() {
-    let case = case(Maker::new());
-    assert!(case.object.warm(0..SIZE).await.unwrap());
-    case.store.sync();
-    type Damage = (&'static str, fn(&Path));
-    let damage: [Damage; 9] = [
-        ("a flipped bit in a block", |dir| {
-            let data = File::options().write(true).open(dir.join("data")).unwrap();
-            data.write_all_at(&[byte(7 * BLOCK) ^ 1], 7 * BLOCK).unwrap();
-        }),
-        ("zeros for a block", |dir| {
-            let data = File::options().write(true).open(dir.join("data")).unwrap();
-            data.write_all_at(&[0; BLOCK as usize], 7 * BLOCK).unwrap();
-        }),
-        ("two blocks swapped", |dir| {
-            let data = File::options().write(true).open(dir.join("data")).unwrap();
-            data.write_all_at(&expect(7 * BLOCK..8 * BLOCK), 8 * BLOCK).unwrap();
-            data.write_all_at(&expect(8 * BLOCK..9 * BLOCK), 7 * BLOCK).unwrap();
-        }),
-        ("a truncated data file", |dir| {
-            File::options().write(true).open(dir.join("data")).unwrap().set_len(3 * BLOCK + 5).unwrap();
-        }),
-        ("a truncated index", |dir| {
-            File::options().write(true).open(dir.join("index")).unwrap().set_len(77).unwrap();
-        }),
-        ("a garbled index", |dir| {
-            let index = File::options().write(true).open(dir.join("index")).unwrap();
-            index.write_all_at(&expect(0..800), 0).unwrap();
-        }),
-        ("a garbled meta", |dir| std::fs::write(dir.join("meta"), b"{\"magic\":").unwrap()),
-        ("no data file", |dir| std::fs::remove_file(dir.join("data")).unwrap()),
-        ("a directory for a data file", |dir| {
-            std::fs::remove_file(dir.join("data")).unwrap();
-            std::fs::create_dir(dir.join("data")).unwrap();
-        }),
-    ];
-    for (what, damage) in damage {
-        let copy = copy(case.dir.path());
-        damage(&object_dir(copy.path()));
-        let (_store, maker, object) = reopened(copy.path()).await;
-        for range in [0..SIZE, 0..SIZE, 6 * BLOCK..10 * BLOCK] {
-            assert!(read(&object, range.clone()).await.unwrap() == expect(range), "{what}");
-        }
-        assert!(!maker.ranges().is_empty(), "{what} is not noticed");
-    }
-}
-
 /// What the store takes on disk. Objects may be removed meanwhile.
 fn on_disk(dir: &Path) -> u64 {
     let objects = std::fs::read_dir(dir.join("objects")).unwrap().flatten();
@@ -492,9 +394,8 @@ async fn the_store_never_outgrows_its_limit() {
     assert!(maker.ranges().iter().map(|r| r.end - r.start).sum::<u64>() < BIG, "nothing was kept");
 }
 
-/// An object of 16 MiB in a store in `dir` that has room for 4, and spans that hold its first MiB.
-pub(super) async fn held(dir: &Path) -> (Arc<Object<Maker>>, Spans) {
-    let store = Store::open(dir, 4 << 20).unwrap();
+/// An object of 16 MiB in a store that has room for 4, and spans that hold its first MiB.
+pub(super) async fn held(store: Store) -> (Arc<Object<Maker>>, Spans) {
     let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
     assert!(object.warm(0..1 << 20).await.unwrap());
     let mut spans = Spans::new();
@@ -515,7 +416,7 @@ pub(super) async fn drive_out(object: &Arc<Object<Maker>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_being_sent_is_not_evicted() {
     let dir = tempfile::tempdir().unwrap();
-    let (object, spans) = held(dir.path()).await;
+    let (object, spans) = held(Store::open(dir.path(), 4 << 20).unwrap()).await;
     drive_out(&object).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(bytes_of(&spans) == expect(0..1 << 20), "punched while it was held");

@@ -303,7 +303,7 @@ async fn a_worn_map_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_being_sent_is_not_evicted_though_its_lease_was_renewed_before() {
     let dir = tempfile::tempdir().unwrap();
-    let (object, spans) = held(dir.path()).await;
+    let (object, spans) = held(Store::open(dir.path(), 4 << 20).unwrap()).await;
     let Span::File { lease, .. } = &spans[0] else { panic!() };
     if !lease.mapped.wear(&lease.file) {
         // Nothing is mapped on this file system.
