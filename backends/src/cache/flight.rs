@@ -10,10 +10,28 @@ use tokio::sync::watch;
 /// How far a flight is.
 #[derive(Clone, Debug)]
 pub(super) enum State {
-    /// Nothing to be had yet.
-    Pending,
-    /// Its blocks, or why there are none. Their bytes may still be on their way to the file.
-    Done(Result<Delivered, Error>),
+    /// What was on disk is there, if anything was. The rest is being fetched.
+    Flying(Delivered),
+    /// All its blocks. Their bytes may still be on their way to the file.
+    Done(Delivered),
+    /// What was on disk, and why there is no more.
+    Failed(Delivered, Error),
+}
+
+impl State {
+    /// What can be had now.
+    fn spans(&self) -> &Delivered {
+        match self {
+            State::Flying(spans) | State::Done(spans) | State::Failed(spans, _) => spans,
+        }
+    }
+
+    /// Whether all of `wanted` can be had now.
+    fn has(&self, wanted: &Range<u64>) -> bool {
+        let within =
+            |(at, span): &(u64, Span)| wanted.end.min(at + span.len()).saturating_sub(wanted.start.max(*at));
+        self.spans().iter().map(within).sum::<u64>() == wanted.end - wanted.start
+    }
 }
 
 /// What a flight has brought: spans in the order of the object, each with its offset.
@@ -27,14 +45,22 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Waits for what the flight brings.
-    pub(super) async fn spans(&self) -> Result<Delivered, Error> {
+    /// Waits for what the flight brings of `wanted`, bytes that lie inside it, and returns that and what else came with it.
+    pub(super) async fn spans(&self, wanted: &Range<u64>) -> Result<Delivered, Error> {
         let mut state = self.state.clone();
-        match state.wait_for(|state| matches!(state, State::Done(_))).await.as_deref() {
-            Ok(State::Done(result)) => result.clone(),
+        let enough = |state: &State| !matches!(state, State::Flying(_)) || state.has(wanted);
+        match state.wait_for(enough).await.as_deref() {
+            Ok(failed @ State::Failed(_, error)) if !failed.has(wanted) => Err(error.clone()),
+            Ok(state) => Ok(state.spans().clone()),
             // The task is gone without a word: it panicked, or the runtime ends.
-            _ => Err(Error::new(Kind::Io, "a fetch was abandoned")),
+            Err(_) => Err(Error::new(Kind::Io, "a fetch was abandoned")),
         }
+    }
+
+    /// Waits until the flight has all that it brings, or brings nothing more.
+    pub(super) async fn done(&self) {
+        let mut state = self.state.clone();
+        let _ = state.wait_for(|state| !matches!(state, State::Flying(_))).await;
     }
 
     /// Waits until the flight is over: in the file, or not to be.
@@ -88,7 +114,7 @@ impl Pilot {
     /// Enters a flight over `blocks`, none of which is in one, into `flights`, which is `table` locked. The pilot is
     /// not to be dropped while it is locked.
     pub(super) fn take_off(table: &Arc<Table>, flights: &mut Flights, blocks: Range<u64>) -> Pilot {
-        let (sender, receiver) = watch::channel(State::Pending);
+        let (sender, receiver) = watch::channel(State::Flying(Delivered::default()));
         let evicting = match flights.evicting.is_empty() {
             true => Vec::new(),
             false => blocks.clone().filter(|block| flights.evicting.contains(block)).collect(),
@@ -102,15 +128,20 @@ impl Pilot {
         &self.flight
     }
 
-    /// Gives `spans` to all who wait and to all who join from now on.
-    pub(super) fn deliver(&self, spans: Delivered) {
-        self.state.send_replace(State::Done(Ok(spans)));
+    /// Gives `spans`, a part of what the flight is for, to those who want no more.
+    pub(super) fn found(&self, spans: Delivered) {
+        self.state.send_replace(State::Flying(spans));
     }
 
-    /// Fails all who wait. Those who come later try again.
+    /// Gives `spans` to all who wait and to all who join from now on.
+    pub(super) fn deliver(&self, spans: Delivered) {
+        self.state.send_replace(State::Done(spans));
+    }
+
+    /// Fails all who wait for what was not on disk. Those who come later try again.
     pub(super) fn fail(self, error: Error) {
         self.land();
-        self.state.send_replace(State::Done(Err(error)));
+        self.state.send_modify(|state| *state = State::Failed(state.spans().clone(), error));
     }
 
     /// Takes the flight out of the table. After that its blocks may be in another flight.

@@ -394,7 +394,8 @@ impl<F: Fill> Object<F> {
                 }
                 (Part::Ready(_), None) => {}
                 (Part::Flying(flight, blocks), _) => {
-                    let spans = match flight.spans().await {
+                    let wanted = clip(self.core.geometry.bytes(&blocks), range);
+                    let spans = match flight.spans(&wanted).await {
                         Ok(spans) => spans,
                         Err(error) if again && error.kind == Kind::Io && flight.blocks != blocks => {
                             let parts = self.plan(blocks, lease.is_some());
@@ -403,7 +404,6 @@ impl<F: Fill> Object<F> {
                         }
                         Err(error) => return Err(error),
                     };
-                    let wanted = clip(self.core.geometry.bytes(&blocks), range);
                     for (at, span) in spans.iter() {
                         let part = clip(*at..at + span.len(), &wanted);
                         if part.start < part.end {
@@ -583,13 +583,18 @@ impl<F: Fill> Object<F> {
             }
             at = end;
         }
+        let offset = |block: u64| block * core.geometry.block;
+        let found = (blocks.start..).zip(found).filter_map(|(block, span)| Some((offset(block), span?)));
+        let found: Vec<_> = found.collect();
+        if !gaps.is_empty() && !found.is_empty() {
+            // Who wants what is here does not wait for a server.
+            pilot.found(writer::in_order(found.clone()));
+        }
         let filled = match try_join_all(gaps.iter().map(|gap| self.fill_gap(gap))).await {
             Ok(filled) => filled.concat(),
             Err(error) => return pilot.fail(error),
         };
-        let offset = |block: u64| block * core.geometry.block;
-        let found = (blocks.start..).zip(found).filter_map(|(block, span)| Some((offset(block), span?)));
-        let brought = Brought { found: found.collect(), filled: filled.clone() };
+        let brought = Brought { found, filled: filled.clone() };
         let evicting = |at: u64, bytes: &Bytes| {
             let blocks = core.geometry.touched(&(at..at + bytes.len() as u64));
             pilot.evicting.iter().any(|block| blocks.contains(block))

@@ -81,7 +81,7 @@ impl Brought {
 }
 
 /// Spans in the order of the object, those in a row of one file as one.
-fn in_order(mut spans: Vec<(u64, Span)>) -> Delivered {
+pub(super) fn in_order(mut spans: Vec<(u64, Span)>) -> Delivered {
     spans.sort_unstable_by_key(|(at, _)| *at);
     spans.dedup_by(|(_, next), (_, span)| match (span, next) {
         (Span::File { lease, offset, len }, Span::File { lease: other, offset: at, len: more })
@@ -104,7 +104,7 @@ pub(super) struct Late {
 impl Late {
     /// Gives them what is in memory if it takes too long.
     pub(super) async fn watch(self) {
-        if timeout(PROMPT, self.flight.spans()).await.is_err()
+        if timeout(PROMPT, self.flight.done()).await.is_err()
             && let Some(landed) = self.landed.upgrade()
             && let Some((core, brought)) = landed.late()
         {

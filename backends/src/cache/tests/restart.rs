@@ -133,3 +133,30 @@ async fn what_is_about_to_be_punched_is_read_into_memory() {
     .await;
     assert!(bytes_of(&spans) == expect(FIRST));
 }
+
+#[tokio::test]
+async fn who_wants_what_is_on_disk_waits_for_no_server() {
+    let case = case(Maker::new());
+    assert!(case.object.warm(0..4 * BLOCK).await.unwrap());
+    case.store.sync();
+    // The rest comes later.
+    let here = copy(case.dir.path());
+    let (_store, maker, object) = reopened(here.path()).await;
+    maker.0.gate.forget_permits(Semaphore::MAX_PERMITS);
+    let some = async {
+        // While the flight of them all is still looking for what is there.
+        let some = read(&object, BLOCK..3 * BLOCK).await.unwrap();
+        assert_eq!(maker.ranges(), [4 * BLOCK..8 * BLOCK]);
+        maker.0.gate.add_permits(1);
+        some
+    };
+    let (all, some) = tokio::join!(read(&object, 0..8 * BLOCK), some);
+    assert!(all.unwrap() == expect(0..8 * BLOCK) && some == expect(BLOCK..3 * BLOCK));
+    // The rest never comes.
+    let here = copy(case.dir.path());
+    let (_store, maker, object) = reopened(here.path()).await;
+    maker.0.fail.store(usize::MAX, Ordering::SeqCst);
+    let (all, some) = tokio::join!(read(&object, 0..8 * BLOCK), read(&object, 0..4 * BLOCK));
+    assert_eq!(all.unwrap_err().kind, Kind::Unreachable);
+    assert!(some.unwrap() == expect(0..4 * BLOCK));
+}
