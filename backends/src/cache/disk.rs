@@ -200,17 +200,16 @@ impl Disk {
     /// Reads `blocks`, and calls `each` with the number and the bytes of every one that is there and whole.
     pub(super) fn read(&self, blocks: Range<u64>, mut each: impl FnMut(u64, Bytes)) {
         let Some(sums) = self.sums(&blocks) else { return };
-        let most = (LARGEST_READ / self.geometry.block).max(1);
+        let most = (LARGEST_READ / self.geometry.block).max(1) as usize;
         let mut at = blocks.start;
-        for run in sums.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
-            let end = at + run.len() as u64;
-            let mut next = at;
-            while run[0] != 0 && next < end {
-                let part = next..end.min(next + most);
-                self.read_run(part.clone(), &run[(next - at) as usize..], &mut each);
-                next = part.end;
+        for part in sums.chunks(most) {
+            for run in part.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+                let end = at + run.len() as u64;
+                if run[0] != 0 {
+                    self.read_run(at..end, run, &mut each);
+                }
+                at = end;
             }
-            at = end;
         }
     }
 

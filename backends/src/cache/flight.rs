@@ -35,7 +35,22 @@ impl State {
 }
 
 /// What a flight has brought: spans in the order of the object, each with its offset.
-pub(super) type Delivered = Arc<[(u64, Span)]>;
+type Delivered = Arc<[(u64, Span)]>;
+
+/// Spans in the order of the object, those in a row of one file as one.
+fn in_order(mut spans: Vec<(u64, Span)>) -> Delivered {
+    spans.sort_unstable_by_key(|(at, _)| *at);
+    spans.dedup_by(|(_, next), (_, span)| match (span, next) {
+        (Span::File { lease, offset, len }, Span::File { lease: other, offset: at, len: more })
+            if Arc::ptr_eq(lease, other) && *offset + *len == *at =>
+        {
+            *len += *more;
+            true
+        }
+        _ => false,
+    });
+    spans.into()
+}
 
 /// A run of blocks being fetched.
 #[derive(Debug)]
@@ -129,13 +144,13 @@ impl Pilot {
     }
 
     /// Gives `spans`, a part of what the flight is for, to those who want no more.
-    pub(super) fn found(&self, spans: Delivered) {
-        self.state.send_replace(State::Flying(spans));
+    pub(super) fn found(&self, spans: Vec<(u64, Span)>) {
+        self.state.send_replace(State::Flying(in_order(spans)));
     }
 
     /// Gives `spans` to all who wait and to all who join from now on.
-    pub(super) fn deliver(&self, spans: Delivered) {
-        self.state.send_replace(State::Done(spans));
+    pub(super) fn deliver(&self, spans: Vec<(u64, Span)>) {
+        self.state.send_replace(State::Done(in_order(spans)));
     }
 
     /// Fails all who wait for what was not on disk. Those who come later try again.

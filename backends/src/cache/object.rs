@@ -588,7 +588,7 @@ impl<F: Fill> Object<F> {
         let found: Vec<_> = found.collect();
         if !gaps.is_empty() && !found.is_empty() {
             // Who wants what is here does not wait for a server.
-            pilot.found(writer::in_order(found.clone()));
+            pilot.found(found.clone());
         }
         let filled = match try_join_all(gaps.iter().map(|gap| self.fill_gap(gap))).await {
             Ok(filled) => filled.concat(),

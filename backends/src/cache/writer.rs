@@ -4,7 +4,7 @@
 //! meanwhile by itself, so that fetched memory is soon free again however busy the processors are.
 
 use super::disk::is_zero;
-use super::flight::{Delivered, Flight, Pilot};
+use super::flight::{Flight, Pilot};
 use super::mapped::is_local;
 use super::object::Core;
 use super::store::{Landing, Reserved};
@@ -66,33 +66,17 @@ pub(super) struct Brought {
 
 impl Brought {
     /// To be delivered with what was not on disk in memory.
-    fn in_memory(self) -> Delivered {
-        let filled = self.filled.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes)));
-        in_order(self.found.into_iter().chain(filled).collect())
+    fn in_memory(mut self) -> Vec<(u64, Span)> {
+        self.found.extend(self.filled.into_iter().map(|(at, bytes)| (at, Span::Bytes(bytes))));
+        self.found
     }
 
     /// To be delivered from the file, if all of it is there.
-    fn in_file(self, core: &Core) -> Delivered {
-        match core.in_file(&self.filled) {
-            Some(filled) => in_order(self.found.into_iter().chain(filled).collect()),
-            None => self.in_memory(),
-        }
+    fn in_file(mut self, core: &Core) -> Vec<(u64, Span)> {
+        let Some(filled) = core.in_file(&self.filled) else { return self.in_memory() };
+        self.found.extend(filled);
+        self.found
     }
-}
-
-/// Spans in the order of the object, those in a row of one file as one.
-pub(super) fn in_order(mut spans: Vec<(u64, Span)>) -> Delivered {
-    spans.sort_unstable_by_key(|(at, _)| *at);
-    spans.dedup_by(|(_, next), (_, span)| match (span, next) {
-        (Span::File { lease, offset, len }, Span::File { lease: other, offset: at, len: more })
-            if Arc::ptr_eq(lease, other) && *offset + *len == *at =>
-        {
-            *len += *more;
-            true
-        }
-        _ => false,
-    });
-    spans.into()
 }
 
 /// A flight whose readers wait for what is being written. It holds on to nothing of the object.
