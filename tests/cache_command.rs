@@ -61,6 +61,19 @@ fn lists_and_sums_up_and_drops() {
 }
 
 #[test]
+fn a_directory_that_is_not_there_is_named() {
+    let dir = Dir::new();
+    let mistyped = text(&dir.join("cahce")).to_owned();
+    for command in ["list", "usage", "verify"] {
+        let said = run(THINORIGIN, &["cache", command, "--cache", &mistyped]).stderr;
+        assert!(String::from_utf8_lossy(&said).contains(&mistyped), "{command}");
+    }
+    fs::create_dir(&mistyped).unwrap();
+    let said = run(THINORIGIN, &["cache", "list", "--cache", &mistyped]).stderr;
+    assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
 fn finds_what_the_disk_has_changed() {
     if !has("finds_what_the_disk_has_changed", &TOOLS) {
         return;

@@ -62,7 +62,13 @@ pub(super) async fn run(command: CacheCommand, json: bool) -> Result<()> {
 
 fn look(dir: &CacheDir) -> Result<Stock> {
     let dir = match &dir.dir {
-        Some(dir) => dir.clone(),
+        Some(dir) => {
+            if !dir.exists() {
+                // Nobody has cached anything there yet, or its name is wrong.
+                tracing::warn!("{}: there is no such directory", dir.display());
+            }
+            dir.clone()
+        }
         None => reading::default_dir()?,
     };
     Ok(Stock::look(&dir)?)
