@@ -5,12 +5,11 @@
 //! processor, and that is a third of what a serving thread gets. A client stays here until it has asked for some bytes that
 //! are there.
 
-use rustix::process::nice;
+use crate::thread::Thread;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use tokio::runtime::{Builder, Handle};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How much nicer the thread is than one that serves, which has three times its weight then (sched(7)).
@@ -18,26 +17,12 @@ const NICER: i32 = 5;
 
 /// The thread. It ends, and with it all tasks on it, when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Door {
-    runtime: Handle,
-    _open: DropGuard,
-}
+pub(crate) struct Door(Thread);
 
 impl Door {
     /// Starts the thread.
     pub(crate) fn open() -> io::Result<Door> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let door = runtime.handle().clone();
-        let closed = CancellationToken::new();
-        let open = closed.clone().drop_guard();
-        std::thread::Builder::new().name("door".to_owned()).spawn(move || {
-            // Of this thread alone, as Linux has it (setpriority(2), "C library/kernel differences").
-            if let Err(error) = nice(NICER) {
-                tracing::debug!(%error, "negotiation has the same claim to the processor as service");
-            }
-            runtime.block_on(closed.cancelled());
-        })?;
-        Ok(Door { runtime: door, _open: open })
+        Thread::start("door", NICER).map(Door)
     }
 
     /// Runs `task` there. It is aborted when what is returned is dropped.
@@ -45,7 +30,7 @@ impl Door {
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> AbortOnDropHandle<T> {
-        AbortOnDropHandle::new(self.runtime.spawn(task))
+        AbortOnDropHandle::new(self.0.runtime().spawn(task))
     }
 }
 

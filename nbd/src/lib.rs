@@ -14,6 +14,7 @@ mod link;
 mod padded;
 mod server;
 pub mod session;
+mod thread;
 mod tls;
 pub mod validate;
 pub mod wire;

@@ -2,6 +2,7 @@
 
 use crate::connection::{Connection, Shared, Stream, negotiate};
 use crate::door::{Door, within};
+use crate::thread::Threads;
 use crate::{Exports, Tls};
 use std::fmt;
 use std::io;
@@ -128,6 +129,7 @@ pub struct Server<X> {
     /// One permit per connection that may still come.
     connections: Arc<Semaphore>,
     tls: Option<Tls>,
+    threads: Arc<Threads>,
 }
 
 impl<X> Clone for Server<X> {
@@ -137,6 +139,7 @@ impl<X> Clone for Server<X> {
             shared: Arc::clone(&self.shared),
             connections: Arc::clone(&self.connections),
             tls: self.tls.clone(),
+            threads: Arc::clone(&self.threads),
         }
     }
 }
@@ -150,6 +153,7 @@ impl<X: Exports> Server<X> {
             shared: Arc::new(Shared::new(limits)),
             connections: Arc::new(Semaphore::new(connections)),
             tls: None,
+            threads: Arc::default(),
         }
     }
 
@@ -160,7 +164,7 @@ impl<X: Exports> Server<X> {
         self
     }
 
-    /// Accepts clients and serves each in a task of its own, until `shutdown` is cancelled. Then it stops listening,
+    /// Accepts clients and serves each on one of a few threads, until `shutdown` is cancelled. Then it stops listening,
     /// answers the requests under way (for at most [`Limits::drain`]) and returns. What goes wrong with one client is
     /// logged and ends that client's connection only. Clients are accepted and negotiated with on a thread of its own, of
     /// lower priority. Dropping the future stops listening, and negotiating; other connections live on. Fails where the
@@ -200,7 +204,7 @@ impl<X: Exports> Server<X> {
                         match within(&inside, server.greet(stream, &shutdown)).await {
                             Ok(Some(connection)) => {
                                 let visit = Visit { peer, permit };
-                                served.spawn_on(server.receive(connection, shutdown, visit), &inside);
+                                server.seat(connection, shutdown, visit, &served, inside);
                             }
                             ended => peer.left(ended.map(drop)),
                         }
@@ -228,16 +232,34 @@ impl<X: Exports> Server<X> {
         }
     }
 
-    /// Serves a client that was greeted in another runtime.
-    async fn receive(self, mut connection: Connection<X::Export>, shutdown: CancellationToken, visit: Visit) {
-        let result = async {
-            connection.rehome()?;
-            connection.run(shutdown).await?.close().await;
-            Ok(())
+    /// Has one of the threads that serve go on with a client that was greeted; `inside` has what it begins and leaves to
+    /// itself.
+    fn seat(
+        self,
+        mut connection: Connection<X::Export>,
+        shutdown: CancellationToken,
+        visit: Visit,
+        served: &TaskTracker,
+        inside: Handle,
+    ) {
+        let seat = match self.threads.seat() {
+            Ok(seat) => seat,
+            Err(error) => return visit.peer.left(Err(error)),
         };
-        let result = result.await;
-        drop(visit.permit);
-        visit.peer.left(result);
+        let runtime = seat.runtime().clone();
+        let serve = async move {
+            let result = async {
+                connection.rehome()?;
+                within(&inside, connection.run(shutdown)).await?.close().await;
+                Ok(())
+            };
+            let result = result.await;
+            drop(visit.permit);
+            visit.peer.left(result);
+            // The threads last as long as anybody does who is on them.
+            drop((seat, self));
+        };
+        served.spawn_on(serve, &runtime);
     }
 
     /// Serves one client from its negotiation on, until it leaves or `shutdown` is cancelled and what is under way is

@@ -31,6 +31,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
@@ -116,6 +117,8 @@ type Mending = Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>;
 /// The transmission phase of one connection.
 pub(crate) struct Connection<E> {
     stream: Stream,
+    /// The runtime that is told of the socket.
+    home: Handle,
     input: BytesMut,
     session: Session,
     export: Arc<E>,
@@ -149,6 +152,7 @@ impl<E: Export> Connection<E> {
         let outbox = if stream.is_plain() { Outbox::by_kernel() } else { Outbox::default() };
         Self {
             stream,
+            home: Handle::current(),
             input,
             session,
             export,
@@ -192,6 +196,7 @@ impl<E: Export> Connection<E> {
 
     /// Goes on in the runtime that the caller is in.
     pub(crate) fn rehome(&mut self) -> io::Result<()> {
+        self.home = Handle::current();
         self.stream.rehome()
     }
 
@@ -389,7 +394,7 @@ impl<E: Export> Connection<E> {
             return Ok(false);
         };
         if self.pace.is_steady() {
-            self.stream.set_aside();
+            self.stream.set_aside(&self.home);
         }
         self.received(bytes);
         Ok(true)

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -45,6 +46,8 @@ pub struct Aside {
     /// None when it could not be listened to again, which ends the connection.
     socket: Option<OwnedFd>,
     tcp: bool,
+    /// The runtime that is told of it again.
+    home: Handle,
 }
 
 impl Aside {
@@ -90,14 +93,15 @@ impl Stream {
 
     /// Has the runtime not be told of the socket until something has to be waited for, unless it is encrypted, or this process
     /// has as many files open as it may.
-    pub(super) fn set_aside(&mut self) {
+    /// `home` is the runtime that is told of it then.
+    pub(super) fn set_aside(&mut self, home: &Handle) {
         let (socket, tcp) = match self {
             Self::Unix(stream) => (AsFd::as_fd(&*stream), false),
             Self::Tcp(stream) => (AsFd::as_fd(&*stream), true),
             Self::Tls(_) | Self::Aside(_) => return,
         };
         if let Ok(socket) = socket.try_clone_to_owned() {
-            *self = Self::Aside(Aside { socket: Some(socket), tcp });
+            *self = Self::Aside(Aside { socket: Some(socket), tcp, home: home.clone() });
         }
     }
 
@@ -110,6 +114,8 @@ impl Stream {
     pub(super) fn listen(&mut self) -> io::Result<()> {
         if let Self::Aside(aside) = self {
             let socket = aside.socket.take().ok_or(io::ErrorKind::NotConnected)?;
+            let home = aside.home.clone();
+            let _entered = home.enter();
             *self = match aside.tcp {
                 true => Self::Tcp(TcpStream::from_std(socket.into())?),
                 false => Self::Unix(UnixStream::from_std(socket.into())?),

@@ -16,7 +16,7 @@ async fn filled(stream: &mut Stream) -> Vec<u8> {
 fn aside() -> (Stream, UnixStream) {
     let (own, other) = UnixStream::pair().unwrap();
     let mut stream = Stream::from(own);
-    stream.set_aside();
+    stream.set_aside(&Handle::current());
     assert!(stream.is_aside() && stream.is_plain());
     (stream, other)
 }
@@ -50,10 +50,10 @@ async fn what_is_waited_for_is_listened_to_again() {
     assert!(!stream.is_aside());
     // Also what came before that.
     let mut other = later.await.unwrap();
-    stream.set_aside();
+    stream.set_aside(&Handle::current());
     other.write_all(b"more").await.unwrap();
     assert_eq!(filled(&mut stream).await, b"more");
-    stream.set_aside();
+    stream.set_aside(&Handle::current());
     drop(other);
     assert_eq!(filled(&mut stream).await, b"");
 }
@@ -80,7 +80,7 @@ async fn tcp_is_set_aside_too_and_comes_back_as_what_it_was() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let mut stream = Stream::from(listener.accept().await.unwrap().0);
-    stream.set_aside();
+    stream.set_aside(&Handle::current());
     assert!(stream.is_aside());
     stream.rehome().unwrap();
     assert!(matches!(stream, Stream::Tcp(_)));
