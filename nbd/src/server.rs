@@ -204,7 +204,11 @@ impl<X: Exports> Server<X> {
                         match within(&inside, server.greet(stream, &shutdown)).await {
                             Ok(Some(connection)) => {
                                 let visit = Visit { peer, permit };
-                                server.seat(connection, shutdown, visit, &served, inside);
+                                // Not from here: a thread has the claim to the processor of the one that starts it.
+                                let (tracker, runtime) = (served.clone(), inside.clone());
+                                let seat =
+                                    async move { server.seat(connection, shutdown, visit, &tracker, inside) };
+                                served.spawn_on(seat, &runtime);
                             }
                             ended => peer.left(ended.map(drop)),
                         }
