@@ -286,7 +286,7 @@ async fn what_other_versions_kept_as_decoded_is_not_read() {
     let part = "decoded from qcow2, active []".to_owned();
     let key = Key { identity: source.identity().clone(), part };
     let size = wanted.len() as u64;
-    let object = store.object(&key, size, 64 << 10, Zeros).unwrap();
+    let object = store.object(&key, size, 64 << 10, Zeros).await.unwrap();
     assert!(object.warm(0..size).await.unwrap());
     store.sync();
     drop((object, store));

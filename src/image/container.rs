@@ -43,7 +43,7 @@ pub(super) async fn enter(location: &Location, member: Option<&str>, options: &O
             }
             Container::Packed(packed) => {
                 through.push(packed.packing().to_string());
-                content = Content::unpacked(PackedFile::new(content, packed, options.store.as_ref())?);
+                content = Content::unpacked(PackedFile::new(content, packed, options.store.as_ref()).await?);
             }
         }
     }

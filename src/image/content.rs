@@ -45,7 +45,7 @@ impl Fill for SourceFill {
 
 impl Content {
     /// Wraps `source`, with `store` as the cache of what is not local.
-    pub(crate) fn new(source: AnySource, store: Option<&Store>) -> Result<Self> {
+    pub(crate) async fn new(source: AnySource, store: Option<&Store>) -> Result<Self> {
         let source = Arc::new(source);
         let part = 0..source.len();
         let body = match (&*source, store) {
@@ -56,7 +56,7 @@ impl Content {
             (_, None) => Body::Remote(source),
             (_, Some(store)) => {
                 let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
-                let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone()))?;
+                let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone())).await?;
                 Body::Cached(source, object)
             }
         };

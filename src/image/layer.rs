@@ -115,7 +115,7 @@ impl LayerFiles {
 
 impl CachedLayer {
     /// Adds to `files` a place in `store` for decoded units, if the layer can have any.
-    pub(crate) fn new(files: Arc<LayerFiles>, store: Option<&Store>) -> Result<Self> {
+    pub(crate) async fn new(files: Arc<LayerFiles>, store: Option<&Store>) -> Result<Self> {
         let info = files.layer.info();
         let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
         let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
@@ -126,7 +126,7 @@ impl CachedLayer {
                 let remote = files.files.iter().all(Content::is_remote);
                 let stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
                 let fill = DecodeFill { files: files.clone(), block: block.into(), stored };
-                Some(store.object(&key, files.layer.virtual_size(), block, fill)?)
+                Some(store.object(&key, files.layer.virtual_size(), block, fill).await?)
             }
             _ => None,
         };

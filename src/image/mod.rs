@@ -46,10 +46,10 @@ impl Image {
         let files = open::open_chain(location, options).await?;
         let chain = Chain::new(files.iter().map(|files| files.layer.clone()).collect())
             .map_err(|error| Error::failed(format!("{location}: {error}")))?;
-        let layers = files
-            .into_iter()
-            .map(|files| CachedLayer::new(files, options.store.as_ref()))
-            .collect::<Result<_>>()?;
+        let mut layers = Vec::with_capacity(files.len());
+        for files in files {
+            layers.push(CachedLayer::new(files, options.store.as_ref()).await?);
+        }
         Ok(Image { location: location.clone(), chain, layers, waiting: AtomicUsize::new(0) })
     }
 

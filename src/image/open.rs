@@ -118,7 +118,7 @@ pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> 
     if !options.revalidate
         && let Some(identity) = store.and_then(|store| store.complete(location))
     {
-        return Content::new(away(identity), store);
+        return Content::new(away(identity), store).await;
     }
     let known = store.and_then(|store| store.known(location));
     let sources = options.sources.clone().with_known(known.is_some()).with_ends(true);
@@ -129,7 +129,7 @@ pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> 
         }
         (source, _) => source?,
     };
-    Content::new(source, store)
+    Content::new(source, store).await
 }
 
 /// Opens the first of the names a child gives its parent that exists and holds the right content.

@@ -61,7 +61,7 @@ impl Fill for BlockFill {
 
 impl PackedFile {
     /// The file that `inner` holds compressed as `packed` says.
-    pub(super) fn new(inner: Content, packed: Packed, store: Option<&Store>) -> Result<Self> {
+    pub(super) async fn new(inner: Content, packed: Packed, store: Option<&Store>) -> Result<Self> {
         let key = Key {
             identity: inner.identity().clone(),
             part: format!("unpacked from {}, {}", packed.packing(), inner.place()),
@@ -69,7 +69,7 @@ impl PackedFile {
         let (len, memory, decoders) = (packed.len(), Memo::new(MEMORY), Semaphore::new(DECODERS));
         let blocks = Arc::new(Blocks { inner, packed: Arc::new(packed), memory, decoders });
         let decoded = match store {
-            Some(store) => Some(store.object(&key, len, CACHE_BLOCK, BlockFill(blocks.clone()))?),
+            Some(store) => Some(store.object(&key, len, CACHE_BLOCK, BlockFill(blocks.clone())).await?),
             None => None,
         };
         Ok(PackedFile { blocks, decoded })

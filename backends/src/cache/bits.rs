@@ -30,6 +30,21 @@ impl Bits {
         self.word(bit).is_some_and(|word| word.load(Ordering::Acquire) >> (bit % 64) & 1 == 1)
     }
 
+    /// Whether `bit` is set, and the first bit after it, `end` at most, that may be another.
+    pub(super) fn run(&self, bit: u64, end: u64) -> (bool, u64) {
+        let Some(word) = self.word(bit) else {
+            let next = match self.pieces.is_empty() {
+                true => u64::MAX,
+                false => (bit / PIECE + 1) * PIECE,
+            };
+            return (false, next.min(end));
+        };
+        let rest = word.load(Ordering::Acquire) >> (bit % 64);
+        let set = rest & 1 == 1;
+        let same = if set { rest.trailing_ones() } else { rest.trailing_zeros() };
+        (set, (bit + u64::from(same)).min((bit / 64 + 1) * 64).min(end))
+    }
+
     /// Whether every bit of `range` is set.
     pub(super) fn all(&self, range: Range<u64>) -> bool {
         let mut at = range.start;
@@ -85,6 +100,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn runs_are_whole_where_they_are_put_together() {
+        for set in [0..1, 5..70, 63..64, 64..128, 32_767..32_770, 40_000..99_999] {
+            let bits = Bits::new(100_000);
+            bits.set(set.clone());
+            let (mut at, mut found) = (0, Vec::new());
+            while at < 100_000 {
+                let (is_set, end) = bits.run(at, 100_000);
+                assert!(end > at && (at..end).all(|bit| bits.get(bit) == is_set), "{at}..{end}");
+                if is_set {
+                    found.extend(at..end);
+                }
+                at = end;
+            }
+            assert_eq!(found, set.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn ranges_are_exact_at_every_boundary() {
         for start in [0, 1, 63, 64, 65, 32767, 32768] {
             for len in [1, 2, 63, 64, 65, 130, 40_000] {
@@ -100,6 +133,7 @@ mod tests {
             }
         }
         assert!(Bits::new(0).all(0..0));
+        assert_eq!(Bits::new(0).run(5, u64::MAX), (false, u64::MAX), "there is nothing to look through");
         assert!(!Bits::new(10).all(1 << 40..(1 << 40) + 1));
     }
 }

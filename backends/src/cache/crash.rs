@@ -107,10 +107,10 @@ pub(super) fn punched(file: &File, at: u64, len: u64) {
     note(file, || Change::Punched { at, len });
 }
 
-fn open(dir: &Path) -> (Store, Arc<Object<Maker>>, Maker) {
+async fn open(dir: &Path) -> (Store, Arc<Object<Maker>>, Maker) {
     let maker = Maker::new();
     let store = Store::open(dir, ROOM).unwrap();
-    let object = store.object(&key("a"), SIZE, u32::try_from(BLOCK).unwrap(), maker.clone()).unwrap();
+    let object = store.object(&key("a"), SIZE, u32::try_from(BLOCK).unwrap(), maker.clone()).await.unwrap();
     (store, object, maker)
 }
 
@@ -136,7 +136,7 @@ async fn load(object: &Arc<Object<Maker>>, seed: u64, count: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_victim() {
     let Some(dir) = std::env::var_os(STORE) else { return };
-    let (store, object, _) = open(Path::new(&dir));
+    let (store, object, _) = open(Path::new(&dir)).await;
     let syncing = std::thread::spawn(move || {
         loop {
             std::thread::sleep(Duration::from_millis(3));
@@ -205,7 +205,7 @@ async fn no_kill_leaves_a_wrong_byte() {
         buried(victim, what.as_deref().unwrap_or("any time"));
         kills += 1;
 
-        let (_store, object, maker) = open(dir.path());
+        let (_store, object, maker) = open(dir.path()).await;
         assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE), "after kill {kills}, at {what:?}");
         kept += BLOCKS as usize - maker.counts().len();
     }
@@ -244,7 +244,7 @@ fn after_power_loss(changes: &[(u64, Change)], file: u64, size: u64, noise: &mut
 async fn no_loss_of_power_leaves_a_wrong_byte() {
     let dir = tempfile::tempdir().unwrap();
     WATCHED.store(true, Ordering::Relaxed);
-    let (store, object, _) = open(dir.path());
+    let (store, object, _) = open(dir.path()).await;
     for seed in 1..=8 {
         load(&object, seed, 10).await;
         store.sync();
@@ -273,7 +273,7 @@ async fn no_loss_of_power_leaves_a_wrong_byte() {
             let content = after_power_loss(&changes[..crash], *number, *size, &mut noise);
             std::fs::write(object_dir.join(name), content).unwrap();
         }
-        let (_store, object, maker) = open(after.path());
+        let (_store, object, maker) = open(after.path()).await;
         assert!(read(&object, 0..SIZE).await.unwrap() == expect(0..SIZE), "after change {crash}");
         kept += BLOCKS as usize - maker.counts().len();
     }

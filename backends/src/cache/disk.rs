@@ -5,7 +5,7 @@
 //! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
 //! block is, or, after power was lost, space that was never written.
 
-use super::{Key, space};
+use super::{Key, Lease, space};
 use crate::Buffer;
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
@@ -28,6 +28,9 @@ const LARGEST_READ: u64 = 256 << 10;
 /// The largest `meta` that is read: locations are at most 4 KiB.
 const MAX_META: u64 = 64 << 10;
 
+/// Most blocks of an object that is kept: of 64 KiB each they are a PiB, and what is noted of them some 200 KiB.
+const MAX_BLOCKS: u64 = 1 << 34;
+
 /// Size and block size: where block number `n` is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Geometry {
@@ -38,6 +41,11 @@ pub(super) struct Geometry {
 impl Geometry {
     pub(super) fn blocks(&self) -> u64 {
         self.size.div_ceil(self.block)
+    }
+
+    /// Whether it is of a size that is kept. What a server or an image says its size is costs nothing but words.
+    pub(super) fn is_kept(&self) -> bool {
+        self.blocks() <= MAX_BLOCKS
     }
 
     /// The bytes of `blocks`.
@@ -164,12 +172,6 @@ impl Disk {
             std::fs::rename(&temporary, directory.join("meta"))?;
             point("meta named");
             File::open(directory)?.sync_all()?;
-        } else {
-            // When the object was last opened; eviction looks at it.
-            File::options()
-                .write(true)
-                .open(directory.join("meta"))?
-                .set_modified(std::time::SystemTime::now())?;
         }
         Ok(disk)
     }
@@ -195,6 +197,17 @@ impl Disk {
 
     pub(super) fn data(&self) -> &Arc<File> {
         &self.data
+    }
+
+    /// Whether `lease` is one on this `data`.
+    pub(super) fn is_of(&self, lease: &Lease) -> bool {
+        Arc::ptr_eq(&lease.file, &self.data)
+    }
+
+    /// Whether `data` is as long as it was made. If it became shorter, and then longer again by a write, what lies between
+    /// would be zeros that nobody stored.
+    pub(super) fn is_whole(&self) -> bool {
+        self.data.metadata().is_ok_and(|metadata| metadata.len() >= self.geometry.size)
     }
 
     /// Reads `blocks`, and calls `each` with the number and the bytes of every one that is there and whole.
@@ -248,7 +261,11 @@ impl Disk {
         let Some(index) = &self.index else { return Ok(Vec::new()) };
         let mut runs: Vec<Range<u64>> = Vec::new();
         let (mut block, mut sums) = (0, vec![0; 64 << 10]);
+        let len = self.geometry.blocks() * 8;
         while block < self.geometry.blocks() {
+            // Of a large object of which little is here, the index is nearly all hole.
+            let Some(next) = space::data(index, block * 8, len) else { break };
+            block = next.start / 8;
             let count = (self.geometry.blocks() - block).min(sums.len() as u64 / 8);
             let part = &mut sums[..count as usize * 8];
             index.read_exact_at(part, block * 8)?;
@@ -383,7 +400,13 @@ fn sync(file: &File, _name: &str) -> io::Result<()> {
 }
 
 /// What a directory and its `meta` take, rounded up.
-const OVERHEAD: u64 = 8192;
+pub(super) const OVERHEAD: u64 = 8192;
+
+/// What storing `len` bytes in blocks of `block` bytes may take beside them until it is known better: pages of the index, and
+/// what the file system notes of a new place.
+pub(super) fn beside(len: u64, block: u64) -> u64 {
+    (len.div_ceil(block) * 8).next_multiple_of(4096) + 2 * 4096
+}
 
 /// As [`Disk::allocated`], for an object that is not open.
 pub(super) fn allocated(directory: &Path) -> u64 {

@@ -5,10 +5,10 @@
 //! out what machines boot from. Objects that are not open go first, the one opened longest ago before the others.
 
 use super::Lease;
+use super::core::Core;
 use super::disk::{self, Disk};
 use super::flight;
 use super::mapped::Mapped;
-use super::object::Core;
 use super::store::Shared;
 use std::io;
 use std::ops::Range;
@@ -58,18 +58,27 @@ pub(super) fn start(store: &Arc<Shared>) -> io::Result<()> {
         loop {
             bell.wait(if keeper.evicting.is_empty() { SAVE_EVERY } else { PUNCH_EVERY });
             let Some(store) = store.upgrade() else { return };
+            store.check_lock();
             if let Err(error) = store.try_own() {
                 store.failed("the cache cannot be taken over", &error);
             }
             if store.owner() {
-                store.save();
-                keeper.punch();
+                let _ = store.save();
+                keeper.punch(&store);
                 keeper.evict(&store);
-                keeper.renew(&store);
+                let live = live(&store);
+                keeper.renew(&live);
+                // Those whose files could not be opened, or had to be let go of.
+                live.iter().filter(|core| !core.is_open()).for_each(|core| core.own());
             }
         }
     };
     std::thread::Builder::new().name("thinorigin-cache".to_owned()).spawn(run).map(|_| ())
+}
+
+/// The objects that are open.
+fn live(store: &Shared) -> Vec<Arc<Core>> {
+    store.objects().values().filter_map(|entry| entry.core.upgrade()).collect()
 }
 
 struct Keeper {
@@ -84,14 +93,14 @@ struct Eviction {
     blocks: Vec<Range<u64>>,
     lease: Weak<Lease>,
     /// So that, if nobody else needs it any more, it is unmapped by the keeper, and none of those who serve has to.
-    _map: Arc<Mapped>,
+    _map: Option<Arc<Mapped>>,
     len: u64,
     began: Instant,
 }
 
 impl Keeper {
     /// Punches what nobody uses any more.
-    fn punch(&mut self) {
+    fn punch(&mut self, store: &Shared) {
         // A span may hold a lease from before several evictions and refer to a victim of any of them, so those of one
         // object are over in the order in which they began.
         let mut waiting: Vec<Arc<Core>> = Vec::new();
@@ -104,7 +113,10 @@ impl Keeper {
                 waiting.push(core.clone());
                 return true;
             }
-            if let Some(disk) = core.disk() {
+            if let Some(disk) = core.disk().filter(|_| !eviction.blocks.is_empty()) {
+                // Nobody writes their checksums after that.
+                let _saving = store.saving();
+                core.forget(&eviction.blocks);
                 for blocks in &eviction.blocks {
                     if let Err(error) = disk.punch(blocks) {
                         core.store.failed("blocks cannot be evicted", &error);
@@ -131,9 +143,8 @@ impl Keeper {
             return;
         }
         goal = goal.saturating_sub(evict_closed(store, goal));
-        let mut live: Vec<Arc<Core>> =
-            store.objects().values().filter_map(|entry| entry.core.upgrade()).collect();
-        live.retain(|core| core.disk().is_some());
+        let mut live = live(store);
+        live.retain(|core| core.is_open());
         if live.is_empty() {
             return;
         }
@@ -152,13 +163,11 @@ impl Keeper {
             // Too little is cold: what was used counts as used no longer.
             live.iter().for_each(|core| core.touched.reset());
         }
-        self.punch();
+        self.punch(store);
     }
 
     /// Renews leases whose maps have served their time.
-    fn renew(&mut self, store: &Shared) {
-        let live: Vec<Arc<Core>> =
-            store.objects().values().filter_map(|entry| entry.core.upgrade()).collect();
+    fn renew(&mut self, live: &[Arc<Core>]) {
         for core in live.iter().filter(|core| core.has_worn_lease()) {
             // In its turn among evictions, though it evicts nothing: what waits for a lease waits for all before it.
             self.replace_lease(core, Vec::new(), 0);
@@ -167,10 +176,10 @@ impl Keeper {
 
     /// Has `blocks` of `core`, `len` bytes, punched once nobody has a lease that is older than this.
     fn replace_lease(&mut self, core: &Arc<Core>, blocks: Vec<Range<u64>>, len: u64) {
-        if let Some((lease, map)) = core.renew_lease() {
-            let (core, began) = (core.clone(), Instant::now());
-            self.evicting.push(Eviction { core, blocks, lease, _map: map, len, began });
-        }
+        // Without one nobody has to be waited for.
+        let (lease, map) = core.renew_lease().map_or((Weak::new(), None), |(lease, map)| (lease, Some(map)));
+        let (core, began) = (core.clone(), Instant::now());
+        self.evicting.push(Eviction { core, blocks, lease, _map: map, len, began });
     }
 
     /// Chooses up to `goal` bytes of cold blocks of `core`, and makes them unready. Returns how many bytes it chose.
@@ -237,25 +246,33 @@ fn evict_closed(store: &Shared, goal: u64) -> u64 {
         if taken >= goal {
             break;
         }
-        // Locked, so that it is not opened meanwhile.
         let mut objects = store.objects();
         let Some(entry) = objects.get_mut(&name).filter(|entry| entry.core.strong_count() == 0) else {
             continue;
         };
+        // Nobody opens its files meanwhile.
+        entry.evicting = true;
+        drop(objects);
         let directory = store.root().join(&name);
-        let before = entry.allocated;
         let left = shrink(&directory, goal - taken).unwrap_or(0);
-        if left == 0 {
-            if let Err(error) = std::fs::remove_dir_all(&directory) {
-                store.failed("an object cannot be evicted", &error);
-                continue;
+        let gone = match if left == 0 { std::fs::remove_dir_all(&directory) } else { Ok(()) } {
+            // Others have removed it.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        let mut objects = store.objects();
+        store.evicted.notify_all();
+        let Some(entry) = objects.get_mut(&name) else { continue };
+        entry.evicting = false;
+        match &gone {
+            Ok(()) => {
+                taken += entry.allocated.saturating_sub(left);
+                store.took(entry, left);
             }
-            store.freed(entry, 0);
+            Err(error) => store.failed("an object cannot be evicted", error),
+        }
+        if left == 0 && gone.is_ok() && entry.core.strong_count() == 0 {
             objects.remove(&name);
-            taken += before;
-        } else {
-            store.freed(entry, left);
-            taken += before.saturating_sub(left);
         }
     }
     taken

@@ -34,6 +34,7 @@
 
 mod ahead;
 mod bits;
+mod core;
 #[cfg(test)]
 mod crash;
 mod disk;
@@ -41,6 +42,7 @@ mod flight;
 mod keeper;
 mod mapped;
 mod object;
+mod recent;
 mod space;
 mod stock;
 mod store;

@@ -1,285 +1,27 @@
-//! One cached object: what is ready, what is being fetched, and the way from one to the other.
+//! One cached object: the way from what is asked for to where it is.
 
-use super::ahead::Streams;
-use super::bits::Bits;
+use super::core::{Core, LOAD_TIMEOUT};
 use super::disk::{Disk, Geometry};
-use super::flight::{self, Flight, Pilot, Table};
-use super::mapped::Mapped;
-use super::store::{Reserved, Shared};
-use super::writer::{self, Brought, Queue};
-use super::{Fill, Key, Lease, Pieces, Span, Spans};
+use super::flight::{self, Flight, Pilot};
+use super::writer::{self, Brought};
+use super::{Fill, Lease, Pieces, Span, Spans};
 use crate::{Error, Kind};
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// The most bytes that one call of a fill covers: large enough for a server far away, small enough that a large read
 /// is spread over several connections.
 const MAX_FILL: u64 = 2 << 20;
-
-/// How long the disk may take to say what it has before it is passed by.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One cached object.
 #[derive(Debug)]
 pub struct Object<F> {
     core: Arc<Core>,
     fill: F,
-}
-
-/// What all `Object`s of one key share.
-#[derive(Debug)]
-pub(super) struct Core {
-    /// The name in the store's table, and of the directory.
-    pub(super) name: String,
-    pub(super) key: Key,
-    pub(super) geometry: Geometry,
-    pub(super) store: Arc<Shared>,
-    /// The files, if this process owns the store and they could be opened.
-    owned: OnceLock<Option<Disk>>,
-    /// Another process's files, to read from while it owns the store.
-    foreign: OnceLock<Disk>,
-    /// What spans hold; see the module about eviction. None without files.
-    lease: ArcSwapOption<Lease>,
-    /// Blocks that are in the file and whole.
-    ready: Bits,
-    /// Blocks that were in the index when somebody asked what is local; they are not ready until they are looked at.
-    recorded: OnceLock<Bits>,
-    /// Blocks that were used again after they were fetched, since the last time eviction looked.
-    pub(super) touched: Bits,
-    pub(super) flights: Arc<Table>,
-    /// Who reads in sequence, and the blocks at whose reading more is fetched.
-    streams: Mutex<Streams>,
-    marks: Bits,
-    /// Blocks that were fetched ahead and not asked for yet.
-    unread: Bits,
-    /// Whether there ever were such blocks.
-    ahead: AtomicBool,
-    /// Checksums of stored blocks that are not in the index yet.
-    unsaved: Mutex<Vec<(u64, u64)>>,
-    /// Blocks on their way to the file.
-    pub(super) queue: Queue,
-    /// Bytes reserved in the store and written since its accounts last looked at the files.
-    pub(super) written: AtomicU64,
-    /// Where eviction goes on.
-    pub(super) hand: AtomicU64,
-}
-
-impl Core {
-    pub(super) fn new(store: Arc<Shared>, name: String, key: Key, geometry: Geometry) -> Core {
-        let max = store.max();
-        Core {
-            name,
-            key,
-            geometry,
-            store,
-            owned: OnceLock::new(),
-            foreign: OnceLock::new(),
-            lease: ArcSwapOption::empty(),
-            ready: Bits::new(geometry.blocks()),
-            recorded: OnceLock::new(),
-            touched: Bits::new(geometry.blocks()),
-            flights: Arc::default(),
-            streams: Mutex::new(Streams::new(geometry.block, geometry.blocks(), max)),
-            marks: Bits::new(geometry.blocks()),
-            unread: Bits::new(geometry.blocks()),
-            ahead: AtomicBool::new(false),
-            unsaved: Mutex::default(),
-            queue: Queue::default(),
-            written: AtomicU64::new(0),
-            hand: AtomicU64::new(0),
-        }
-    }
-
-    /// Where its files are.
-    pub(super) fn directory(&self) -> PathBuf {
-        self.store.root().join(&self.name)
-    }
-
-    /// Whether nothing of it outlives this process, since nothing says which version of the object it is.
-    pub(super) fn nameless(&self) -> bool {
-        self.key.identity.validator.is_empty()
-    }
-
-    /// Opens the files for writing. The caller's process owns the store.
-    pub(super) fn own(&self) {
-        self.owned.get_or_init(|| {
-            let opened = match self.nameless() {
-                true => Disk::nameless(self.store.root(), self.geometry),
-                false => {
-                    let directory = self.directory();
-                    Disk::own(&directory, &self.key, self.geometry)
-                        .and_then(|disk| super::disk::touch(&directory).map(|()| disk))
-                }
-            };
-            match opened {
-                Ok(disk) => {
-                    self.lease.store(Some(Lease::of(disk.data().clone())));
-                    Some(disk)
-                }
-                Err(error) => {
-                    self.store.failed("an object's files cannot be opened", &error);
-                    None
-                }
-            }
-        });
-    }
-
-    /// The files, if they may be written to.
-    pub(super) fn disk(&self) -> Option<&Disk> {
-        self.owned.get()?.as_ref()
-    }
-
-    /// The files, to look for blocks in.
-    fn readable(&self) -> Option<&Disk> {
-        if let Some(disk) = self.disk() {
-            return Some(disk);
-        }
-        if self.foreign.get().is_none() {
-            let directory = self.directory();
-            let disk = Disk::read_only(&directory, &self.key, self.geometry).ok()?;
-            let _ = self.foreign.set(disk);
-        }
-        self.foreign.get()
-    }
-
-    /// Whether every block of `blocks` can be sent from the file. Whoever acts on it took the lease before asking.
-    fn is_ready(&self, blocks: Range<u64>) -> bool {
-        self.ready.all(blocks)
-    }
-
-    /// Notes that `blocks` were used. The first use of what was fetched ahead is the one that fetched the others.
-    fn touch(&self, blocks: Range<u64>) {
-        if !self.ahead.load(Ordering::Relaxed) {
-            return self.touched.set(blocks);
-        }
-        for block in blocks {
-            if self.unread.get(block) {
-                self.unread.clear(block);
-            } else {
-                self.touched.set(block..block + 1);
-            }
-        }
-    }
-
-    /// Makes `blocks` unready, so that no span taken from now on refers to them.
-    pub(super) fn unready(&self, blocks: Range<u64>) {
-        for block in blocks {
-            self.ready.clear(block);
-            if let Some(recorded) = self.recorded.get() {
-                recorded.clear(block);
-            }
-        }
-    }
-
-    /// Whether `block` is in the file, as far as can be said without reading it.
-    fn is_local(&self, block: u64) -> bool {
-        self.ready.get(block) || self.recorded.get().is_some_and(|recorded| recorded.get(block))
-    }
-
-    /// Replaces the lease, and returns what spans handed out before hold, with its map. Once that is gone nobody uses a
-    /// block that was made unready before.
-    pub(super) fn renew_lease(&self) -> Option<(std::sync::Weak<Lease>, Arc<Mapped>)> {
-        let renewed = self.lease.load_full()?.renewed();
-        let old = self.lease.swap(Some(renewed))?;
-        Some((Arc::downgrade(&old), old.mapped.clone()))
-    }
-
-    /// Whether the lease should be renewed for what of the file is mapped.
-    pub(super) fn has_worn_lease(&self) -> bool {
-        self.lease.load().as_ref().is_some_and(|lease| lease.is_worn())
-    }
-
-    /// Where those of `blocks` are that are on disk and whole, one by one: in the file, if it is the own one, and ready from
-    /// then on; but for `except`, and where others have the file, in memory. Called for a flight, for none of whose blocks
-    /// eviction begins before it is over.
-    async fn load(self: &Arc<Self>, blocks: Range<u64>, except: &[u64]) -> Vec<Option<Span>> {
-        let nothing = || vec![None; (blocks.end - blocks.start) as usize];
-        if self.nameless() || self.disk().is_some_and(|disk| disk.fresh) {
-            return nothing();
-        }
-        let lease = self.lease.load_full().filter(|_| self.disk().is_some());
-        let (core, range, except) = (self.clone(), blocks.clone(), except.to_vec());
-        let mut found = nothing();
-        let load = tokio::task::spawn_blocking(move || {
-            core.readable()?.read(range.clone(), |block, bytes| {
-                let (offset, len) = (block * core.geometry.block, bytes.len() as u64);
-                let span = match &lease {
-                    Some(lease) if !except.contains(&block) => {
-                        Span::File { lease: lease.clone(), offset, len }
-                    }
-                    _ => Span::Bytes(bytes),
-                };
-                found[(block - range.start) as usize] = Some(span);
-            });
-            Some(found)
-        });
-        let found = match tokio::time::timeout(LOAD_TIMEOUT, load).await {
-            Ok(Ok(Some(found))) => found,
-            _ => return nothing(),
-        };
-        let in_file = |span: &Option<Span>| matches!(span, Some(Span::File { .. }));
-        blocks
-            .zip(&found)
-            .filter(|(_, span)| in_file(span))
-            .for_each(|(block, _)| self.ready.set(block..block + 1));
-        found
-    }
-
-    /// Writes `bytes`, whole blocks from `first` on, to the file, and makes them ready. Waits for the disk.
-    pub(super) fn store_blocks(self: &Arc<Self>, first: u64, bytes: &[u8], reserved: Reserved) {
-        let Some(disk) = self.disk() else { return };
-        let result = disk.store(first, bytes);
-        reserved.written(self);
-        match result {
-            Ok(sums) => {
-                self.ready.set(first..first + sums.len() as u64);
-                self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).extend(sums);
-                self.store.dirty(self);
-            }
-            Err(error) => self.store.failed("a block cannot be stored", &error),
-        }
-    }
-
-    /// Where `pieces`, which are whole blocks, are in the file, if all of them are ready.
-    pub(super) fn in_file(&self, pieces: &Pieces) -> Option<Vec<(u64, Span)>> {
-        // The lease first, then the bits, as always.
-        let lease = self.lease.load_full()?;
-        let blocks = |(at, bytes): &(u64, Bytes)| self.geometry.touched(&(*at..at + bytes.len() as u64));
-        if !pieces.iter().all(|piece| self.is_ready(blocks(piece))) {
-            return None;
-        }
-        let span = |(at, bytes): &(u64, Bytes)| {
-            (*at, Span::File { lease: lease.clone(), offset: *at, len: bytes.len() as u64 })
-        };
-        Some(pieces.iter().map(span).collect())
-    }
-
-    /// Makes durable what was stored, and then the checksums that vouch for it. May wait for the disk.
-    pub(super) fn save(&self) {
-        let mut sums = std::mem::take(&mut *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner));
-        let Some(disk) = self.disk().filter(|_| !sums.is_empty()) else { return };
-        sums.sort_unstable_by_key(|(block, _)| *block);
-        sums.dedup_by_key(|(block, _)| *block);
-        if let Err(error) = disk.record(&sums) {
-            // What the page cache still shows may not be what the disk will say later.
-            sums.iter().for_each(|(block, _)| self.ready.clear(*block));
-            self.store.failed("blocks cannot be made durable", &error);
-        }
-        self.store.account(self);
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.store.closed(self);
-    }
 }
 
 /// A piece of a range that is asked for.
@@ -317,7 +59,7 @@ impl<F: Fill> Object<F> {
         if !core.is_ready(blocks.clone()) {
             return false;
         }
-        core.touch(blocks.clone());
+        core.touch(&range);
         out.push(Span::File { lease, offset: range.start, len: range.end - range.start });
         if core.ahead.load(Ordering::Relaxed)
             && let Some(mark) = blocks.clone().find(|block| core.marks.get(*block))
@@ -356,6 +98,7 @@ impl<F: Fill> Object<F> {
         let had = out.len();
         let lease = self.core.lease.load_full();
         let parts = self.plan(self.core.geometry.touched(&range), lease.is_some());
+        self.core.wanted(&range);
         // After its own fetches, which come first.
         if ahead {
             self.read_ahead(&self.core.geometry.touched(&range));
@@ -419,7 +162,7 @@ impl<F: Fill> Object<F> {
     /// Begins to fetch what comes behind `asked`, if it is part of a stream and there is room to keep it.
     fn read_ahead(self: &Arc<Self>, asked: &Range<u64>) {
         let core = &self.core;
-        if core.disk().is_none() || !core.store.has_room() {
+        if !core.is_open() || !core.store.has_room() {
             return;
         }
         let ahead = core.streams.lock().unwrap_or_else(PoisonError::into_inner).read(asked);
@@ -451,6 +194,9 @@ impl<F: Fill> Object<F> {
 
     /// The file did not give `range`, which lies inside the object: its blocks are fetched at their next use.
     pub fn spoil(&self, range: &Range<u64>) {
+        if self.core.disk().is_some_and(|disk| self.core.abandon_if_short(&disk)) {
+            return;
+        }
         self.core.unready(self.core.geometry.touched(range));
         let error = std::io::Error::other("bytes that were stored cannot be read");
         self.core.store.failed("the disk fails", &error);
@@ -458,20 +204,12 @@ impl<F: Fill> Object<F> {
 
     /// Finds out which blocks an earlier process left, for [`locality`](Self::locality). The second call does nothing.
     pub async fn take_stock(self: &Arc<Self>) {
-        if self.core.recorded.get().is_some() {
+        if self.core.has_taken_stock() {
             return;
         }
         let core = self.core.clone();
         // If it fails nothing counts as left.
-        let _ = tokio::task::spawn_blocking(move || {
-            core.recorded.get_or_init(|| {
-                let bits = Bits::new(core.geometry.blocks());
-                let left = core.readable().map(Disk::recorded).and_then(Result::ok).unwrap_or_default();
-                left.into_iter().for_each(|run| bits.set(run));
-                bits
-            });
-        })
-        .await;
+        let _ = tokio::task::spawn_blocking(move || core.take_stock()).await;
     }
 
     /// Whether all of `range`, which lies inside the object, is in the file, as far as can be said without reading it: also
@@ -481,12 +219,14 @@ impl<F: Fill> Object<F> {
         if core.is_ready(blocks.clone()) {
             return true;
         }
-        if core.nameless() || core.disk().is_some_and(|disk| disk.fresh) {
+        if core.nameless() || core.is_fresh() {
             return false;
         }
         let look = tokio::task::spawn_blocking(move || {
-            let Some(disk) = core.readable() else { return false };
-            blocks.into_iter().all(|block| core.ready.get(block) || disk.is_recorded(block).unwrap_or(false))
+            let recorded = |disk: &Disk, block| disk.is_recorded(block).unwrap_or(false);
+            let all =
+                |disk: &Disk| blocks.into_iter().all(|block| core.ready.get(block) || recorded(disk, block));
+            core.look(all).unwrap_or(false)
         });
         matches!(tokio::time::timeout(LOAD_TIMEOUT, look).await, Ok(Ok(true)))
     }
@@ -496,38 +236,41 @@ impl<F: Fill> Object<F> {
     /// called.
     pub fn locality(&self, range: &Range<u64>) -> (bool, u64) {
         let blocks = self.core.geometry.touched(range);
-        let local = self.core.is_local(blocks.start);
-        let end = (blocks.start + 1..blocks.end).find(|block| self.core.is_local(*block) != local);
-        let end = end.map_or(range.end, |block| self.core.geometry.bytes(&(block..block + 1)).start);
+        let (local, end) = self.core.locality(blocks.start, blocks.end);
+        let end = self.core.geometry.bytes(&(blocks.start..end)).end.min(range.end);
         (local, end - range.start)
     }
 
     /// Whether nothing of it was in the store when it was opened.
     pub fn is_fresh(&self) -> bool {
-        self.core.disk().is_some_and(|disk| disk.fresh)
+        self.core.is_fresh()
     }
 
     /// Notes that all that readers of the object need is in the store, after making it durable, so that
     /// [`Store::complete`](super::Store::complete) finds it. Evicting any of it takes the note away. Waits for the disk.
     pub fn mark_complete(&self) {
         let core = &self.core;
-        if core.nameless() || core.disk().is_none() {
+        if core.nameless() || !core.is_open() || !core.store.save() {
             return;
         }
-        core.store.save();
         if let Err(error) = super::disk::set_complete(&core.directory()) {
             core.store.failed("an object cannot be marked as complete", &error);
         }
     }
 
-    /// How many of the object's bytes are ready in the file, found out block by block.
-    pub fn ready(&self) -> u64 {
-        let geometry = self.core.geometry;
-        (0..geometry.blocks())
-            .filter(|block| self.core.ready.get(*block))
-            .map(|block| geometry.bytes(&(block..block + 1)))
-            .map(|bytes| bytes.end - bytes.start)
-            .sum()
+    /// How many of the object's bytes are ready in the file.
+    #[cfg(test)]
+    pub(super) fn ready(&self) -> u64 {
+        let (geometry, mut at, mut ready) = (self.core.geometry, 0, 0);
+        while at < geometry.blocks() {
+            let (is_ready, end) = self.core.ready.run(at, geometry.blocks());
+            if is_ready {
+                let bytes = geometry.bytes(&(at..end));
+                ready += bytes.end - bytes.start;
+            }
+            at = end;
+        }
+        ready
     }
 
     /// Where each block of `blocks` comes from. Starts flights for those that nobody fetches yet.

@@ -136,7 +136,7 @@ mod tests {
     async fn space_that_was_never_written_is_given_back() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 8 * MIB).unwrap();
-        let object = store.object(&key("a"), 64 * MIB, 65536, Maker::new()).unwrap();
+        let object = store.object(&key("a"), 64 * MIB, 65536, Maker::new()).await.unwrap();
         assert!(object.warm(0..65536).await.unwrap());
         let mut spans = Spans::new();
         assert!(object.peek(0..65536, &mut spans));

@@ -1,22 +1,26 @@
 //! The store: its objects, its lock, and its accounts.
 
+use super::core::{Core, LOAD_TIMEOUT};
 use super::disk::{self, Geometry};
 use super::keeper;
-use super::object::{Core, Object};
+use super::object::Object;
 use super::{Fill, Key};
 use crate::{Error, Kind};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// How long nothing is stored after the disk failed.
 const REST: Duration = Duration::from_secs(30);
+
+/// How long a disk must have done well for its next failure to be told.
+const NEWS: Duration = Duration::from_secs(3600);
 
 /// How long readers do not wait for what is being stored after one had to wait too long.
 const LATE: Duration = Duration::from_secs(1);
@@ -25,11 +29,15 @@ const LATE: Duration = Duration::from_secs(1);
 const MAX_WRITING: u64 = 128 << 20;
 /// How much of it at most while more is fetched than is asked for.
 const MAX_AHEAD: u64 = 16 << 20;
-/// Most threads that write to the disk.
+/// Most threads that write to the disk, and that look for what an earlier process left there.
 const MAX_WRITERS: usize = 4;
+const MAX_LOADERS: usize = 64;
 
 /// The part of a key that says that an object holds a file as it is.
 const RAW: &str = "raw";
+
+/// How the names of objects begin that have no directory.
+const NAMELESS: &str = "nameless-";
 
 /// How long [`Store::sync`] waits for a disk that does not take what is being written to it.
 const LANDING: Duration = Duration::from_secs(30);
@@ -55,29 +63,45 @@ pub(super) struct Shared {
     /// How many flights have their bytes and do not have them in the file yet.
     landing: Mutex<u64>,
     landed: Condvar,
-    /// The locked file, once this process owns the store.
-    lock: OnceLock<File>,
+    /// Who may look at what is on it, likewise.
+    pub(super) loaders: Arc<Semaphore>,
+    /// Whether this process owns the store.
+    owning: AtomicBool,
+    /// The locked file, behind those of directories that were put away: what is there stays ours while spans refer to it.
+    lock: Mutex<Vec<File>>,
     objects: Mutex<HashMap<String, Entry>>,
+    /// Tells that one of them is not being evicted any more.
+    pub(super) evicted: Condvar,
     /// Names of the objects that hold files as they are, by location; once somebody asked. Some may be gone.
     places: Mutex<Option<HashMap<String, Vec<String>>>>,
     /// Objects with blocks that are not in their index yet. They live on until they are saved.
     dirty: Mutex<HashMap<String, Arc<Core>>>,
     /// Held while they are being saved, so that who asks for it returns after it was done.
     saving: Mutex<()>,
-    /// Until when nothing is stored.
-    resting: Mutex<Option<Instant>>,
+    health: Mutex<Health>,
     /// Until when readers do not wait for what is being stored.
     late: Mutex<Option<tokio::time::Instant>>,
     pub(super) bell: Arc<keeper::Bell>,
 }
 
+/// How the disk does.
+#[derive(Debug, Default)]
+struct Health {
+    /// When it failed last.
+    failed: Option<Instant>,
+    /// When it did not answer last.
+    silent: Option<Instant>,
+}
+
 /// What the store knows of an object.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Entry {
     /// Disk space as last looked at.
     pub(super) allocated: u64,
     /// The object, if it is open.
     pub(super) core: Weak<Core>,
+    /// Whether its files are being evicted: they are not opened meanwhile.
+    pub(super) evicting: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -87,34 +111,41 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     /// Opens, or makes, the store under `dir`, which may grow to `max_bytes`. If another process owns it, this one
-    /// reads from it, and owns it once the other ends.
+    /// reads from it, and owns it once the other ends. So it is where the disk fails, is full, or cannot be written to: that
+    /// is logged, and no error. An error is what somebody has to mend: a path that cannot be, or rights that are missing.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<Store, Error> {
-        let root = dir.join("objects");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(|error| {
-            Error::new(Kind::Io, format!("{}: the cache directory cannot be made: {error}", dir.display()))
-        })?;
         let shared = Arc::new(Shared {
-            root,
+            root: dir.join("objects"),
             max: max_bytes,
             used: AtomicU64::new(0),
             writing: AtomicU64::new(0),
             writers: Arc::new(Semaphore::new(MAX_WRITERS)),
+            loaders: Arc::new(Semaphore::new(MAX_LOADERS)),
             landing: Mutex::default(),
             landed: Condvar::new(),
-            lock: OnceLock::new(),
+            owning: AtomicBool::new(false),
+            lock: Mutex::default(),
             objects: Mutex::default(),
+            evicted: Condvar::new(),
             places: Mutex::default(),
             dirty: Mutex::default(),
             saving: Mutex::default(),
-            resting: Mutex::default(),
+            health: Mutex::default(),
             late: Mutex::default(),
             bell: Arc::default(),
         });
-        shared.try_own().map_err(|error| {
-            Error::new(Kind::Io, format!("{}: the cache cannot be used: {error}", dir.display()))
-        })?;
-        if !shared.owner() {
-            tracing::info!(dir = %dir.display(), "another process owns the cache: it is read from, not written to");
+        match shared.try_own() {
+            Ok(true) => {}
+            Ok(false) => {
+                let dir = dir.display();
+                tracing::info!(%dir, "another process owns the cache: it is read from, not written to");
+            }
+            // What can be read of it is; the keeper tries to own it from time to time.
+            Err(error) if is_of_the_disk(&error) => shared.failed("the cache cannot be used", &error),
+            Err(error) => {
+                let message = format!("{}: the cache cannot be used: {error}", dir.display());
+                return Err(Error::new(Kind::Io, message));
+            }
         }
         keeper::start(&shared).map_err(|error| {
             Error::new(Kind::Io, format!("{}: the cache's thread cannot be started: {error}", dir.display()))
@@ -125,7 +156,10 @@ impl Store {
     /// The object `key` of `size` bytes in blocks of `block` bytes (a power of two, at least 4096). What an earlier
     /// process left under this key is used. Equal keys share one file and one set of flights; each call's object has
     /// its own fill. A key whose identity has no validator gets a file that is gone when the object is closed.
-    pub fn object<F: Fill>(
+    ///
+    /// Waits for the disk, but not for long: without files the object passes through what its fill brings, until they can be
+    /// opened. Must run in a tokio runtime.
+    pub async fn object<F: Fill>(
         &self,
         key: &Key,
         size: u64,
@@ -146,7 +180,15 @@ impl Store {
             ));
         }
         let geometry = Geometry { size, block: block.into() };
-        Ok(Object::new(self.shared.core(key, geometry), fill))
+        let core = self.shared.core(key, geometry);
+        if !core.is_open() && self.shared.answers() {
+            let (shared, core) = (self.shared.clone(), core.clone());
+            let open = tokio::task::spawn_blocking(move || shared.open_files(&core));
+            if tokio::time::timeout(LOAD_TIMEOUT, open).await.is_err() {
+                self.shared.does_not_answer();
+            }
+        }
+        Ok(Object::new(core, fill))
     }
 
     /// What was last known of the object at `location`, if something of it is in the store.
@@ -205,48 +247,80 @@ impl Shared {
     }
 
     pub(super) fn owner(&self) -> bool {
-        self.lock.get().is_some()
+        self.owning.load(Ordering::Acquire)
     }
 
-    /// Takes the lock if no other process has it, and then takes stock.
-    pub(super) fn try_own(&self) -> io::Result<()> {
+    /// Takes the lock if no other process has it, and then takes stock. Says whether this process owns the store.
+    pub(super) fn try_own(&self) -> io::Result<bool> {
         if self.owner() {
-            return Ok(());
+            return Ok(true);
         }
-        let path = self.root.with_file_name("lock");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
+        let path = self.lock_path();
         let file =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Ok(()),
+            Ok(()) if is_at(&file, &path) => {}
+            // Put away meanwhile.
+            Ok(()) | Err(std::fs::TryLockError::WouldBlock) => return Ok(false),
             Err(std::fs::TryLockError::Error(error)) => return Err(error),
         }
+        let found = disk::directories(&self.root)?;
+        let found = found.iter().filter_map(|directory| Some((directory.file_name()?.to_str()?, directory)));
+        let found: Vec<_> = found.map(|(name, directory)| (name, disk::allocated(directory))).collect();
         let mut objects = locked(&self.objects);
-        for directory in disk::directories(&self.root)? {
-            let Some(name) = directory.file_name().and_then(|name| name.to_str()) else { continue };
-            let allocated = disk::allocated(&directory);
+        for (name, allocated) in found {
+            let entry = objects.entry(name.to_owned()).or_default();
+            let before = std::mem::replace(&mut entry.allocated, allocated);
             self.used.fetch_add(allocated, Ordering::Relaxed);
-            objects.entry(name.to_owned()).or_insert(Entry { allocated: 0, core: Weak::new() }).allocated =
-                allocated;
+            self.used.fetch_sub(before, Ordering::Relaxed);
         }
-        let _ = self.lock.set(file);
+        locked(&self.lock).push(file);
+        self.owning.store(true, Ordering::Release);
         let live: Vec<Arc<Core>> = objects.values().filter_map(|entry| entry.core.upgrade()).collect();
         drop(objects);
-        for core in live {
-            core.own();
-            self.account(&core);
-        }
-        Ok(())
+        live.iter().for_each(|core| core.own());
+        Ok(true)
     }
 
+    fn lock_path(&self) -> PathBuf {
+        self.root.with_file_name("lock")
+    }
+
+    /// Lets go of everything if the directory is not the one that was locked any more: whoever made another one owns that,
+    /// and files that both open would be punched by one under the other.
+    pub(super) fn check_lock(&self) {
+        let path = self.lock_path();
+        if !self.owner() || locked(&self.lock).last().is_none_or(|lock| is_at(lock, &path)) {
+            return;
+        }
+        let mut objects = locked(&self.objects);
+        if !self.owning.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        tracing::warn!("{}: the cache was removed or replaced: it is filled anew", self.root.display());
+        // None of them may be dropped while the table is locked.
+        let live: Vec<Arc<Core>> = objects.values().filter_map(|entry| entry.core.upgrade()).collect();
+        objects.retain(|name, entry| {
+            if !name.starts_with(NAMELESS) {
+                self.took(entry, 0);
+            }
+            entry.core.strong_count() > 0
+        });
+        *locked(&self.places) = None;
+        drop(objects);
+        live.iter().filter(|core| !core.nameless()).for_each(|core| core.abandon());
+    }
+
+    /// The core of `key`, and its entry. Waits for no disk.
     fn core(self: &Arc<Self>, key: &Key, geometry: Geometry) -> Arc<Core> {
-        static NAMELESS: AtomicU64 = AtomicU64::new(0);
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = match key.identity.validator.is_empty() {
-            true => format!("nameless-{}", NAMELESS.fetch_add(1, Ordering::Relaxed)),
+            true => format!("{NAMELESS}{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
             false => disk::name(key, geometry),
         };
         let mut objects = locked(&self.objects);
-        let entry = objects.entry(name.clone()).or_insert(Entry { allocated: 0, core: Weak::new() });
+        let entry = objects.entry(name.clone()).or_default();
         if let Some(core) = entry.core.upgrade() {
             return core;
         }
@@ -260,13 +334,21 @@ impl Shared {
         }
         let core = Arc::new(Core::new(self.clone(), name, key.clone(), geometry));
         entry.core = Arc::downgrade(&core);
+        core
+    }
+
+    /// Opens the files of `core` if this process owns the store. Waits for the disk.
+    pub(super) fn open_files(&self, core: &Core) {
+        self.check_lock();
+        let objects = locked(&self.objects);
+        // Who evicts had begun before the object was opened, and does not begin while it is.
+        let evicting = |objects: &mut HashMap<String, Entry>| {
+            objects.get(&core.name).is_some_and(|entry| entry.evicting)
+        };
+        drop(self.evicted.wait_while(objects, evicting).unwrap_or_else(PoisonError::into_inner));
         if self.owner() {
-            // With the table locked, so that the files are not evicted under it.
             core.own();
         }
-        drop(objects);
-        self.account(&core);
-        core
     }
 
     /// The directories of what may be there of the file at `location`.
@@ -290,12 +372,18 @@ impl Shared {
     /// The last user of `core` is gone.
     pub(super) fn closed(&self, core: &Core) {
         let mut objects = locked(&self.objects);
-        let Some(entry) = objects.get(&core.name) else { return };
+        self.used.fetch_sub(core.written.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         // Another may have opened it between that and this.
-        if (core.nameless() || !self.owner()) && entry.core.strong_count() == 0 {
-            let allocated = entry.allocated + core.written.load(Ordering::Relaxed);
+        let Some(entry) = objects.get_mut(&core.name).filter(|entry| entry.core.strong_count() == 0) else {
+            return;
+        };
+        if let Some(disk) = core.disk().filter(|_| !core.nameless() && self.owner()) {
+            return self.took(entry, disk.allocated());
+        }
+        // Files that could not be opened may be there.
+        if core.nameless() || !self.owner() || entry.allocated == 0 {
+            self.took(entry, 0);
             objects.remove(&core.name);
-            self.used.fetch_sub(allocated, Ordering::Relaxed);
         }
     }
 
@@ -305,21 +393,39 @@ impl Shared {
         let (Some(entry), Some(disk)) = (objects.get_mut(&core.name), core.disk()) else { return };
         // Written before, so in the files already.
         let written = core.written.swap(0, Ordering::Relaxed);
-        let allocated = disk.allocated();
-        let before = std::mem::replace(&mut entry.allocated, allocated);
-        self.used.fetch_add(allocated, Ordering::Relaxed);
-        self.used.fetch_sub(before + written, Ordering::Relaxed);
+        self.took(entry, disk.allocated());
+        self.used.fetch_sub(written, Ordering::Relaxed);
     }
 
-    /// Room for `len` bytes, if there is some, both on the way to the disk and on it.
-    pub(super) fn reserve(self: &Arc<Self>, len: u64) -> Option<Reserved> {
-        let used = self.used.fetch_add(len, Ordering::Relaxed) + len;
+    /// Takes note of what space an object takes now.
+    pub(super) fn took(&self, entry: &mut Entry, allocated: u64) {
+        let before = std::mem::replace(&mut entry.allocated, allocated);
+        self.used.fetch_add(allocated, Ordering::Relaxed);
+        self.used.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Room for `len` bytes and what storing them in blocks of `block` bytes takes beside them, if there is some, both on the
+    /// way to the disk and on it.
+    pub(super) fn reserve(self: &Arc<Self>, len: u64, block: u64) -> Option<Reserved> {
         let writing = self.writing.fetch_add(len, Ordering::Relaxed) + len;
-        let reserved = Reserved { store: self.clone(), len, written: false };
+        let reserved = self.take(len, disk::beside(len, block));
+        reserved.filter(|_| writing <= MAX_WRITING)
+    }
+
+    /// Room for the files of another object, before anything is in them.
+    pub(super) fn reserve_files(self: &Arc<Self>) -> Option<Reserved> {
+        self.take(0, disk::OVERHEAD)
+    }
+
+    /// Takes room for `writing` bytes that are on the way to the disk, and for `beside`.
+    fn take(self: &Arc<Self>, writing: u64, beside: u64) -> Option<Reserved> {
+        let len = writing + beside;
+        let used = self.used.fetch_add(len, Ordering::Relaxed) + len;
+        let reserved = Reserved { store: self.clone(), len, writing, written: false };
         if used > self.high() {
             self.bell.ring();
         }
-        (used <= self.max && writing <= MAX_WRITING).then_some(reserved)
+        (used <= self.max).then_some(reserved)
     }
 
     /// How much it may hold, in bytes.
@@ -357,34 +463,30 @@ impl Shared {
         }
     }
 
-    /// Saves all objects that have something to save.
-    pub(super) fn save(&self) {
-        let _saving = locked(&self.saving);
+    /// Saves all objects that have something to save; whether that is done.
+    pub(super) fn save(&self) -> bool {
+        let _saving = self.saving();
         let dirty = std::mem::take(&mut *locked(&self.dirty));
-        dirty.values().for_each(|core| core.save());
+        dirty.values().fold(true, |saved, core| core.save() && saved)
+    }
+
+    /// Held while checksums are written to indexes, or taken out of them.
+    pub(super) fn saving(&self) -> MutexGuard<'_, ()> {
+        locked(&self.saving)
     }
 
     pub(super) fn objects(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         locked(&self.objects)
     }
 
-    /// Takes note of space that an object which is not open gave back.
-    pub(super) fn freed(&self, entry: &mut Entry, allocated: u64) {
-        let before = std::mem::replace(&mut entry.allocated, allocated);
-        self.used.fetch_add(allocated, Ordering::Relaxed);
-        self.used.fetch_sub(before, Ordering::Relaxed);
-    }
-
     /// Whether storing is worth a try.
     pub(super) fn is_well(&self) -> bool {
-        let mut resting = locked(&self.resting);
-        match *resting {
-            Some(until) if Instant::now() < until => false,
-            _ => {
-                *resting = None;
-                true
-            }
-        }
+        locked(&self.health).failed.is_none_or(|failed| failed.elapsed() > REST)
+    }
+
+    /// Whether the disk has answered whenever it was asked of late.
+    pub(super) fn answers(&self) -> bool {
+        locked(&self.health).silent.is_none_or(|silent| silent.elapsed() > REST)
     }
 
     /// Whether what is stored is likely to be written in a moment.
@@ -399,10 +501,21 @@ impl Shared {
 
     /// The disk failed: says so, once, and stores nothing for a while.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
-        if locked(&self.resting).replace(Instant::now() + REST).is_none() {
-            let dir = self.root.display();
-            tracing::warn!("{dir}: {what}: {error}; the cache passes data through for {} s", REST.as_secs());
+        let before = locked(&self.health).failed.replace(Instant::now());
+        let dir = self.root.display();
+        if before.is_some_and(|before| before.elapsed() < NEWS) {
+            tracing::debug!("{dir}: {what}: {error}");
+        } else {
+            tracing::warn!(
+                "{dir}: {what}: {error}; the cache passes data through until it can be stored again"
+            );
         }
+    }
+
+    /// The disk did not answer in time: it is not asked for a while.
+    pub(super) fn does_not_answer(&self) {
+        locked(&self.health).silent = Some(Instant::now());
+        self.failed("the disk does not answer", &io::ErrorKind::TimedOut.into());
     }
 }
 
@@ -410,6 +523,22 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.bell.ring();
     }
+}
+
+/// Whether `file` is what `path` names. A disk that cannot say is no reason to think otherwise.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(file), Ok(path)) => (file.dev(), file.ino()) == (path.dev(), path.ino()),
+        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        _ => true,
+    }
+}
+
+/// Whether `error` is the disk's, or the host's, and not that of who chose the directory.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut};
+    let kind = [QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut];
+    kind.contains(&error.kind()) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// Where a file is, without the server that identities of S3 add: the same bucket and key may be on several.
@@ -428,9 +557,12 @@ impl Drop for Landing {
 }
 
 /// Room in the store for bytes that are being written. Given back when dropped, unless they were.
+#[derive(Debug)]
 pub(super) struct Reserved {
     store: Arc<Shared>,
     len: u64,
+    /// How much of it is on the way to the disk.
+    writing: u64,
     written: bool,
 }
 
@@ -444,7 +576,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.store.writing.fetch_sub(self.len, Ordering::Relaxed);
+        self.store.writing.fetch_sub(self.writing, Ordering::Relaxed);
         if !self.written {
             self.store.used.fetch_sub(self.len, Ordering::Relaxed);
         }

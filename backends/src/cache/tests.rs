@@ -50,7 +50,7 @@ async fn a_block_that_cannot_be_had_does_not_fail_others_that_were_asked_for_wit
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 1 << 30).unwrap();
     let maker = Maker::shut();
-    let object = store.object(&key("a"), 10 * BLOCK, BLOCK as u32, AllButOne(maker.clone())).unwrap();
+    let object = store.object(&key("a"), 10 * BLOCK, BLOCK as u32, AllButOne(maker.clone())).await.unwrap();
     let get = |range: Range<u64>| {
         let object = object.clone();
         tokio::spawn(async move {
@@ -155,10 +155,10 @@ struct Case {
 
 const SIZE: u64 = 100 * BLOCK - 100;
 
-fn case(maker: Maker) -> Case {
+async fn case(maker: Maker) -> Case {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 1 << 30).unwrap();
-    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).await.unwrap();
     Case { dir, store, maker, object }
 }
 
@@ -169,7 +169,7 @@ fn object_dir(dir: &Path) -> std::path::PathBuf {
 
 #[tokio::test]
 async fn ranges_are_exact_cold_and_warm() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     let ranges = [
         0..1,
         1..BLOCK,
@@ -200,7 +200,7 @@ async fn ranges_are_exact_cold_and_warm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_block_is_fetched_once_however_many_ask() {
-    let case = case(Maker::shut());
+    let case = case(Maker::shut()).await;
     let readers: Vec<_> = (0..64)
         .map(|_| {
             let object = case.object.clone();
@@ -219,8 +219,8 @@ async fn a_cold_block_is_fetched_once_however_many_ask() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_clients_on_random_blocks_fetch_none_twice() {
-    let case = case(Maker::new());
-    let second = case.store.object(&key("a"), SIZE, BLOCK as u32, case.maker.clone()).unwrap();
+    let case = case(Maker::new()).await;
+    let second = case.store.object(&key("a"), SIZE, BLOCK as u32, case.maker.clone()).await.unwrap();
     let readers: Vec<_> = (0..200u64)
         .map(|client| {
             let object = if client % 2 == 0 { case.object.clone() } else { second.clone() };
@@ -241,7 +241,7 @@ async fn many_clients_on_random_blocks_fetch_none_twice() {
 
 #[tokio::test]
 async fn neighbouring_misses_are_one_fetch() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     read(&case.object, 0..10 * BLOCK).await.unwrap();
     case.object.warm(0..10 * BLOCK).await.unwrap();
     read(&case.object, 14 * BLOCK..15 * BLOCK).await.unwrap();
@@ -250,14 +250,14 @@ async fn neighbouring_misses_are_one_fetch() {
     let blocks: Vec<_> = case.maker.ranges().into_iter().map(|r| r.start / BLOCK..r.end / BLOCK).collect();
     assert_eq!(blocks[..4], [0..10, 14..15, 10..14, 15..20], "and what is read ahead");
     // A large miss is several fetches at once.
-    let big = case.store.object(&key("big"), 8 << 20, 65536, Maker::new()).unwrap();
+    let big = case.store.object(&key("big"), 8 << 20, 65536, Maker::new()).await.unwrap();
     assert!(read(&big, 0..8 << 20).await.unwrap() == expect(0..8 << 20));
     assert_eq!(big.source().ranges().len(), 4);
 }
 
 #[tokio::test]
 async fn a_departing_client_cancels_nothing() {
-    let case = case(Maker::shut());
+    let case = case(Maker::shut()).await;
     let leaver = tokio::spawn({
         let object = case.object.clone();
         async move { read(&object, 0..BLOCK).await }
@@ -277,7 +277,7 @@ async fn a_departing_client_cancels_nothing() {
 
 #[tokio::test]
 async fn errors_reach_all_who_wait_and_are_not_kept() {
-    let case = case(Maker::shut());
+    let case = case(Maker::shut()).await;
     case.maker.0.fail.store(1, Ordering::SeqCst);
     let readers: Vec<_> = (0..8)
         .map(|_| {
@@ -320,7 +320,7 @@ async fn blocks_of_zeros_take_no_space() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..2 {
         let store = Store::open(dir.path(), 1 << 30).unwrap();
-        let object = store.object(&key("sparse"), SIZE, BLOCK as u32, Sparse).unwrap();
+        let object = store.object(&key("sparse"), SIZE, BLOCK as u32, Sparse).await.unwrap();
         let mut spans = Spans::new();
         assert!(object.warm(0..SIZE).await.unwrap());
         object.get(0..SIZE, &mut spans).await.unwrap();
@@ -338,7 +338,7 @@ async fn blocks_of_zeros_take_no_space() {
 
 #[tokio::test]
 async fn another_version_is_another_object() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     read(&case.object, 0..BLOCK).await.unwrap();
     for change in 0..5 {
         let mut other = key("a");
@@ -351,7 +351,7 @@ async fn another_version_is_another_object() {
             _ => block *= 2,
         }
         let maker = Maker::new();
-        let object = case.store.object(&other, size, block, maker.clone()).unwrap();
+        let object = case.store.object(&other, size, block, maker.clone()).await.unwrap();
         read(&object, 0..1).await.unwrap();
         assert_eq!(maker.ranges().len(), 1, "change {change}");
     }
@@ -379,7 +379,7 @@ async fn the_store_never_outgrows_its_limit() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), MAX).unwrap();
     for name in ["a", "b", "c"] {
-        let object = store.object(&key(name), BIG, 65536, Maker::new()).unwrap();
+        let object = store.object(&key(name), BIG, 65536, Maker::new()).await.unwrap();
         for start in (0..BIG).step_by(256 << 10) {
             let range = start..start + (256 << 10);
             assert!(read(&object, range.clone()).await.unwrap() == expect(range));
@@ -389,14 +389,14 @@ async fn the_store_never_outgrows_its_limit() {
     assert!(store.used() <= MAX && on_disk(dir.path()) > MAX / 4);
     // What is on disk is still right.
     let maker = Maker::new();
-    let object = store.object(&key("c"), BIG, 65536, maker.clone()).unwrap();
+    let object = store.object(&key("c"), BIG, 65536, maker.clone()).await.unwrap();
     assert!(read(&object, 0..BIG).await.unwrap() == expect(0..BIG));
     assert!(maker.ranges().iter().map(|r| r.end - r.start).sum::<u64>() < BIG, "nothing was kept");
 }
 
 /// An object of 16 MiB in a store that has room for 4, and spans that hold its first MiB.
 pub(super) async fn held(store: Store) -> (Arc<Object<Maker>>, Spans) {
-    let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).unwrap();
+    let object = store.object(&key("a"), 16 << 20, 65536, Maker::new()).await.unwrap();
     assert!(object.warm(0..1 << 20).await.unwrap());
     let mut spans = Spans::new();
     assert!(object.peek(0..1 << 20, &mut spans));
@@ -441,12 +441,12 @@ async fn a_scan_does_not_drive_out_what_is_used() {
     const MAX: u64 = 8 << 20;
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), MAX).unwrap();
-    let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).unwrap();
+    let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).await.unwrap();
     assert!(boot.warm(0..2 << 20).await.unwrap());
     let mut spans = Spans::new();
     assert!(boot.peek(0..2 << 20, &mut spans));
     drop(spans);
-    let scan = store.object(&key("scan"), 24 << 20, 65536, Maker::new()).unwrap();
+    let scan = store.object(&key("scan"), 24 << 20, 65536, Maker::new()).await.unwrap();
     for start in (0..24 << 20).step_by(65536) {
         scan.warm(start..start + 65536).await.unwrap();
     }
@@ -460,12 +460,12 @@ async fn objects_that_are_not_open_go_first() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), MAX).unwrap();
     for name in ["old", "new"] {
-        let object = store.object(&key(name), 1 << 20, 65536, Maker::new()).unwrap();
+        let object = store.object(&key(name), 1 << 20, 65536, Maker::new()).await.unwrap();
         assert!(object.warm(0..1 << 20).await.unwrap());
         store.sync();
     }
     let maker = Maker::new();
-    let object = store.object(&key("live"), 2 << 20, 65536, maker.clone()).unwrap();
+    let object = store.object(&key("live"), 2 << 20, 65536, maker.clone()).await.unwrap();
     for start in (0..2 << 20).step_by(65536) {
         // When the store is full they pass through until there is room.
         while !object.warm(start..start + 65536).await.unwrap() {
@@ -475,21 +475,21 @@ async fn objects_that_are_not_open_go_first() {
     wait_until("nothing is evicted", || on_disk(dir.path()) <= MAX - MAX / 16).await;
     assert_eq!(object.ready(), 2 << 20, "the open one was evicted from");
     let maker = Maker::new();
-    let object = store.object(&key("new"), 1 << 20, 65536, maker.clone()).unwrap();
+    let object = store.object(&key("new"), 1 << 20, 65536, maker.clone()).await.unwrap();
     read(&object, 0..1 << 20).await.unwrap();
     assert_eq!(maker.ranges(), vec![], "the newer one was evicted from before the older one was gone");
 }
 
 #[tokio::test]
 async fn a_second_process_reads_but_does_not_write_until_it_owns_the_store() {
-    let first = case(Maker::new());
+    let first = case(Maker::new()).await;
     assert!(first.object.warm(0..50 * BLOCK).await.unwrap());
     first.store.sync();
     // Locks are per open file, so a second store in this process is as one in another.
     let store = Store::open(first.dir.path(), 1 << 30).unwrap();
     assert!(first.store.is_owner() && !store.is_owner());
     let maker = Maker::new();
-    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).await.unwrap();
     for _ in 0..2 {
         assert!(read(&object, 0..60 * BLOCK).await.unwrap() == expect(0..60 * BLOCK));
     }
@@ -514,8 +514,8 @@ async fn without_a_validator_nothing_outlives_the_object() {
     key.identity.validator.clear();
     for _ in 0..2 {
         let maker = Maker::new();
-        let first = store.object(&key, SIZE, BLOCK as u32, maker.clone()).unwrap();
-        let second = store.object(&key, SIZE, BLOCK as u32, maker.clone()).unwrap();
+        let first = store.object(&key, SIZE, BLOCK as u32, maker.clone()).await.unwrap();
+        let second = store.object(&key, SIZE, BLOCK as u32, maker.clone()).await.unwrap();
         assert!(first.warm(0..SIZE).await.unwrap() && second.warm(0..SIZE).await.unwrap());
         assert!(maker.counts().values().all(|n| *n == 2), "two opens may be two versions");
         assert!(read(&first, 0..SIZE).await.unwrap() == expect(0..SIZE));
@@ -532,7 +532,7 @@ async fn a_reader_in_sequence_is_read_ahead_for_and_each_block_is_fetched_once()
     let store = Store::open(dir.path(), 1 << 30).unwrap();
     let maker = Maker::new();
     let blocks = 8192;
-    let object = store.object(&key("long"), blocks * BLOCK, BLOCK as u32, maker.clone()).unwrap();
+    let object = store.object(&key("long"), blocks * BLOCK, BLOCK as u32, maker.clone()).await.unwrap();
     for at in 0..blocks {
         let range = at * BLOCK..(at + 1) * BLOCK;
         assert_eq!(read(&object, range.clone()).await.unwrap(), expect(range));
@@ -545,7 +545,7 @@ async fn a_reader_in_sequence_is_read_ahead_for_and_each_block_is_fetched_once()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_read_ahead_at_random_or_where_it_cannot_be_kept() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     for at in [50, 10, 90, 30, 70, 20, 60, 0] {
         read(&case.object, at * BLOCK..(at + 1) * BLOCK).await.unwrap();
     }
@@ -553,7 +553,7 @@ async fn nothing_is_read_ahead_at_random_or_where_it_cannot_be_kept() {
     // Another process owns this store.
     let second = Store::open(case.dir.path(), 1 << 30).unwrap();
     let maker = Maker::new();
-    let object = second.object(&key("b"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    let object = second.object(&key("b"), SIZE, BLOCK as u32, maker.clone()).await.unwrap();
     for at in 0..50 {
         read(&object, at * BLOCK..(at + 1) * BLOCK).await.unwrap();
     }

@@ -3,10 +3,10 @@
 //! One thread at a time writes to a file: those that wait for one in the kernel wait awake. It goes on with what has come
 //! meanwhile by itself, so that fetched memory is soon free again however busy the processors are.
 
+use super::core::Core;
 use super::disk::is_zero;
 use super::flight::{Flight, Pilot};
 use super::mapped::is_local;
-use super::object::Core;
 use super::store::{Landing, Reserved};
 use super::{Pieces, Span};
 use bytes::Bytes;
@@ -220,10 +220,10 @@ impl Pen {
 /// Has whole blocks written, from `first` on, if there is a file and room for them; whether there is. What goes wrong is the
 /// store's affair.
 fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Landed>) -> bool {
-    if core.disk().is_none() || !core.store.is_well() {
+    if !core.is_open() || !core.store.is_well() {
         return false;
     }
-    let Some(reserved) = core.store.reserve(bytes.len() as u64) else { return false };
+    let Some(reserved) = core.store.reserve(bytes.len() as u64, core.geometry.block) else { return false };
     let mut queue = core.queue.lock();
     queue.pieces.push_back(Piece { core: core.clone(), first, bytes, reserved, flight });
     let taken = std::mem::replace(&mut queue.taken, true);
@@ -264,7 +264,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 30).unwrap();
         let maker = Maker::new();
-        let object = store.object(&key("a"), 100 * BLOCK, BLOCK as u32, maker.clone()).unwrap();
+        let object =
+            runtime().block_on(store.object(&key("a"), 100 * BLOCK, BLOCK as u32, maker.clone())).unwrap();
         // While nobody may write, what is read waits, and the runtime ends.
         let turns = runtime().block_on(store.writers().acquire_many_owned(4)).unwrap();
         assert_eq!(runtime().block_on(read(&object, 0..BLOCK)).unwrap(), expect(0..BLOCK));
@@ -282,7 +283,7 @@ mod tests {
         const LEN: u64 = FROM_FILE as u64;
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 30).unwrap();
-        let object = store.object(&key("a"), 8 * LEN, BLOCK as u32, Maker::new()).unwrap();
+        let object = store.object(&key("a"), 8 * LEN, BLOCK as u32, Maker::new()).await.unwrap();
         let get = async |range: Range<u64>| {
             let (mut spans, began) = (Spans::new(), Instant::now());
             object.get_exactly(range.clone(), &mut spans).await.unwrap();
@@ -320,7 +321,7 @@ mod tests {
     async fn zeros_come_from_memory_for_the_file_has_holes_there() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 30).unwrap();
-        let object = store.object(&key("a"), 1 << 20, BLOCK as u32, Sparse).unwrap();
+        let object = store.object(&key("a"), 1 << 20, BLOCK as u32, Sparse).await.unwrap();
         let (mut spans, began) = (Spans::new(), Instant::now());
         object.get_exactly(0..1 << 20, &mut spans).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
@@ -332,7 +333,7 @@ mod tests {
     async fn what_cannot_be_written_comes_from_memory() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 20).unwrap();
-        let object = store.object(&key("a"), 8 << 20, 65536, Maker::new()).unwrap();
+        let object = store.object(&key("a"), 8 << 20, 65536, Maker::new()).await.unwrap();
         let range = 0..2 << 20;
         let (mut spans, began) = (Spans::new(), Instant::now());
         object.get_exactly(range.clone(), &mut spans).await.unwrap();
@@ -361,7 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 30).unwrap();
         let size = 11 * BLOCK - 100;
-        let object = store.object(&key("pieces"), size, BLOCK as u32, Pieced).unwrap();
+        let object = store.object(&key("pieces"), size, BLOCK as u32, Pieced).await.unwrap();
         let mut spans = Spans::new();
         let error = object.get(0..size, &mut spans).await.unwrap_err();
         assert_eq!((error.kind, spans.len()), (Kind::BadAnswer, 0));

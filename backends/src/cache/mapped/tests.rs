@@ -260,7 +260,7 @@ fn what_is_no_file_of_ones_own_on_a_local_disk_is_not_mapped() {
 async fn a_worn_map_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 1 << 30).unwrap();
-    let object = store.object(&key("a"), 10 * BLOCK, BLOCK as u32, Maker::new()).unwrap();
+    let object = store.object(&key("a"), 10 * BLOCK, BLOCK as u32, Maker::new()).await.unwrap();
     let mut spans = Spans::new();
     object.get_exactly(0..10 * BLOCK, &mut spans).await.unwrap();
     let lease = || {

@@ -12,7 +12,7 @@ async fn owned(dir: &Path, max: u64) -> Store {
 async fn reopened(dir: &Path) -> (Store, Maker, Arc<Object<Maker>>) {
     let store = owned(dir, 1 << 30).await;
     let maker = Maker::new();
-    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).unwrap();
+    let object = store.object(&key("a"), SIZE, BLOCK as u32, maker.clone()).await.unwrap();
     (store, maker, object)
 }
 
@@ -32,7 +32,7 @@ fn copy(from: &Path) -> tempfile::TempDir {
 
 #[tokio::test]
 async fn blocks_survive_a_restart() {
-    let Case { dir, store, object, .. } = case(Maker::new());
+    let Case { dir, store, object, .. } = case(Maker::new()).await;
     assert!(object.warm(0..SIZE).await.unwrap());
     store.sync();
     drop((store, object));
@@ -48,7 +48,7 @@ async fn blocks_survive_a_restart() {
 
 #[tokio::test]
 async fn what_was_not_saved_is_fetched_again() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     assert!(case.object.warm(0..50 * BLOCK).await.unwrap());
     case.store.sync();
     assert!(case.object.warm(0..SIZE).await.unwrap());
@@ -60,7 +60,7 @@ async fn what_was_not_saved_is_fetched_again() {
 
 #[tokio::test]
 async fn no_damage_on_disk_becomes_a_wrong_byte() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     assert!(case.object.warm(0..SIZE).await.unwrap());
     case.store.sync();
     type Damage = (&'static str, fn(&Path));
@@ -136,7 +136,7 @@ async fn what_is_about_to_be_punched_is_read_into_memory() {
 
 #[tokio::test]
 async fn who_wants_what_is_on_disk_waits_for_no_server() {
-    let case = case(Maker::new());
+    let case = case(Maker::new()).await;
     assert!(case.object.warm(0..4 * BLOCK).await.unwrap());
     case.store.sync();
     // The rest comes later.
