@@ -98,6 +98,23 @@ pub(super) fn written(file: &File, name: &str, bytes: &[u8], at: u64) {
     point(&format!("{name} written"));
 }
 
+/// What is to happen when a file, of that number, is made durable: once.
+type Syncing = (u64, Box<dyn FnOnce() -> std::io::Result<()> + Send>);
+static SYNCING: Mutex<Option<Syncing>> = Mutex::new(None);
+
+pub(super) fn when_synced(file: u64, what: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
+    *SYNCING.lock().unwrap() = Some((file, Box::new(what)));
+}
+
+/// Before a file is made durable: whether the disk is to fail now.
+pub(super) fn syncing(file: &File) -> std::io::Result<()> {
+    let number = file.metadata().unwrap().ino();
+    let mut syncing = SYNCING.lock().unwrap();
+    let Some((_, what)) = syncing.take_if(|(file, _)| *file == number) else { return Ok(()) };
+    drop(syncing);
+    what()
+}
+
 pub(super) fn synced(file: &File, name: &str) {
     note(file, || Change::Synced);
     point(&format!("{name} durable"));

@@ -339,6 +339,7 @@ impl Disk {
         if let Some(index) = &self.index {
             let nothing = vec![0; ((blocks.end - blocks.start) * 8) as usize];
             write(index, "index", &nothing, blocks.start * 8)?;
+            give_pages_back(index, &(blocks.start * 8..blocks.end * 8));
         }
         let bytes = self.geometry.bytes(blocks);
         self.make_hole(bytes.start, bytes.end - bytes.start)
@@ -359,6 +360,27 @@ impl Disk {
     pub(super) fn allocated(&self) -> u64 {
         let of = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
         of(&self.data) + self.index.as_ref().map_or(0, |index| of(index) + OVERHEAD)
+    }
+}
+
+/// Pages of an index, which the file system gives and takes.
+const PAGE: u64 = 4096;
+
+/// Gives back the pages of an index that bytes `changed` are in, if nothing is in them any more. Nobody else may write to it
+/// meanwhile.
+fn give_pages_back(index: &File, changed: &Range<u64>) {
+    let mut page = [0; PAGE as usize];
+    for at in (changed.start / PAGE * PAGE..changed.end).step_by(PAGE as usize) {
+        let empty = match index.read_at(&mut page, at) {
+            Ok(len) => is_zero(&page[..len]),
+            Err(_) => false,
+        };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Where it cannot be done it takes its space, as it did.
+        if empty && rustix::fs::fallocate(index, flags, at, PAGE).is_ok() {
+            #[cfg(test)]
+            super::crash::punched(index, at, PAGE);
+        }
     }
 }
 
@@ -393,6 +415,8 @@ fn write(file: &File, _name: &str, bytes: &[u8], at: u64) -> io::Result<()> {
 
 /// Makes durable what was written to the file called `_name`. Tests see it.
 fn sync(file: &File, _name: &str) -> io::Result<()> {
+    #[cfg(test)]
+    super::crash::syncing(file)?;
     file.sync_data()?;
     #[cfg(test)]
     super::crash::synced(file, _name);
@@ -405,7 +429,7 @@ pub(super) const OVERHEAD: u64 = 8192;
 /// What storing `len` bytes in blocks of `block` bytes may take beside them until it is known better: pages of the index, and
 /// what the file system notes of a new place.
 pub(super) fn beside(len: u64, block: u64) -> u64 {
-    (len.div_ceil(block) * 8).next_multiple_of(4096) + 2 * 4096
+    (len.div_ceil(block) * 8).next_multiple_of(PAGE) + 2 * PAGE
 }
 
 /// As [`Disk::allocated`], for an object that is not open.

@@ -258,6 +258,11 @@ impl<F: Fill> Object<F> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn core_is_open(&self) -> bool {
+        self.core.is_open()
+    }
+
     /// How many of the object's bytes are ready in the file.
     #[cfg(test)]
     pub(super) fn ready(&self) -> u64 {

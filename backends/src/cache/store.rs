@@ -16,8 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
-/// How long nothing is stored after the disk failed.
-const REST: Duration = Duration::from_secs(30);
+/// How long nothing is stored after the disk failed. Tests wait for the end of it.
+const REST: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// How long a disk must have done well for its next failure to be told.
 const NEWS: Duration = Duration::from_secs(3600);
@@ -235,6 +235,12 @@ impl Store {
         self.shared.writers.clone()
     }
 
+    /// Who may look at what is on it.
+    #[cfg(test)]
+    pub(super) fn loaders(&self) -> Arc<Semaphore> {
+        self.shared.loaders.clone()
+    }
+
     /// Whether this process owns the store.
     pub fn is_owner(&self) -> bool {
         self.shared.owner()
@@ -309,7 +315,10 @@ impl Shared {
         });
         *locked(&self.places) = None;
         drop(objects);
-        live.iter().filter(|core| !core.nameless()).for_each(|core| core.abandon());
+        for core in live.iter().filter(|core| !core.nameless()) {
+            core.abandon();
+            self.used.fetch_sub(core.written.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// The core of `key`, and its entry. Waits for no disk.

@@ -1,4 +1,5 @@
 mod restart;
+mod trouble;
 
 use super::*;
 use crate::{Identity, Kind};
