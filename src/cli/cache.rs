@@ -152,10 +152,12 @@ fn remove(stock: Stock, location: Option<&str>, all: bool, json: bool) -> Result
         Ok::<_, Error>(path.map_or_else(|| parsed.to_string(), |path| path.display().to_string()))
     });
     let wanted = wanted.transpose()?;
-    let chosen = |object: &Stored| {
-        all || wanted.as_ref().is_some_and(|location| object.key.identity.location == *location)
+    let dropped = match &wanted {
+        _ if all => stock.drop_all(),
+        Some(location) => stock.drop_objects(|object| object.key.identity.location == *location),
+        None => Ok(Vec::new()),
     };
-    let dropped = stock.drop_objects(chosen).map_err(|error| match error.kind {
+    let dropped = dropped.map_err(|error| match error.kind {
         backends::Kind::Denied => Error::refused(error.message),
         _ => error.into(),
     })?;

@@ -43,6 +43,9 @@ impl Opened {
     pub(crate) fn writable(&self) -> Result<()> {
         match &self.store {
             None => Err(Error::usage("without a cache there is nothing to warm")),
+            Some(store) if store.is_failing() => {
+                Err(Error::failed("the cache cannot be written to at the moment; the warning says why"))
+            }
             Some(store) if !store.is_owner() => Err(Error::refused(
                 "another process owns this cache; only that one can put something into it",
             )),

@@ -157,6 +157,7 @@ impl Core {
             }
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 self.state().too_large = true;
+                let _ = std::fs::remove_dir_all(&directory);
                 let (location, dir) = (&self.key.identity.location, self.store.root().display());
                 let Geometry { size, .. } = self.geometry;
                 tracing::warn!("{location}: {size} bytes are too many for a file in {dir}: not cached");

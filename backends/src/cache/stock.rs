@@ -15,6 +15,8 @@ use std::time::SystemTime;
 pub struct Stock {
     root: PathBuf,
     objects: Vec<Stored>,
+    /// Directories of what is none that this version understands.
+    others: Vec<PathBuf>,
 }
 
 /// A cached object on disk.
@@ -53,13 +55,18 @@ impl Stock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(|error| failed(&root, "cannot be listed", &error))?,
         };
-        let mut objects: Vec<Stored> =
-            directories.iter().filter_map(|path| Stored::read(path).ok()).collect();
+        let (mut objects, mut others) = (Vec::new(), Vec::new());
+        for path in directories {
+            match Stored::read(&path) {
+                Ok(stored) => objects.push(stored),
+                Err(_) => others.push(path),
+            }
+        }
         objects.sort_by(|one, other| {
             let order = |stored: &Stored| (stored.key.identity.location.clone(), stored.key.part.clone());
             order(one).cmp(&order(other))
         });
-        Ok(Stock { root, objects })
+        Ok(Stock { root, objects, others })
     }
 
     /// The objects, by location.
@@ -71,22 +78,41 @@ impl Stock {
     /// store: it would go on sending from files that are gone, and count their space.
     pub fn drop_objects(self, chosen: impl Fn(&Stored) -> bool) -> Result<Vec<Stored>, Error> {
         let (gone, _): (Vec<Stored>, Vec<Stored>) = self.objects.into_iter().partition(chosen);
-        if gone.is_empty() {
-            return Ok(gone);
-        }
-        let path = self.root.with_file_name("lock");
-        let lock = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let lock = lock.map_err(|error| failed(&path, "cannot be opened", &error))?;
-        if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-            let message = format!("{}: a running server uses the cache: stop it first", self.root.display());
-            return Err(Error::new(Kind::Denied, message));
-        }
-        for object in &gone {
-            let removed = std::fs::remove_dir_all(&object.directory);
-            removed.map_err(|error| failed(&object.directory, "cannot be removed", &error))?;
-        }
+        remove(&self.root, gone.iter().map(|object| &object.directory))?;
         Ok(gone)
     }
+
+    /// As [`drop_objects`](Self::drop_objects), of all of them, and what another version or program left with them.
+    pub fn drop_all(self) -> Result<Vec<Stored>, Error> {
+        let directories = self.objects.iter().map(|object| &object.directory).chain(&self.others);
+        remove(&self.root, directories)?;
+        Ok(self.objects)
+    }
+}
+
+/// Removes `directories` of the store whose objects are in `root`, with the store locked.
+fn remove<'a>(root: &Path, directories: impl Iterator<Item = &'a PathBuf>) -> Result<(), Error> {
+    let mut directories = directories.peekable();
+    if directories.peek().is_some() {
+        let path = root.with_file_name("lock");
+        let lock = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let lock = lock.map_err(|error| failed(&path, "cannot be opened", &error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let message = format!("{}: a running server uses the cache: stop it first", root.display());
+                return Err(Error::new(Kind::Denied, message));
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(failed(&path, "cannot be locked", &error));
+            }
+        }
+        for directory in directories {
+            let removed = std::fs::remove_dir_all(directory);
+            removed.map_err(|error| failed(directory, "cannot be removed", &error))?;
+        }
+    }
+    Ok(())
 }
 
 impl Stored {

@@ -241,6 +241,11 @@ impl Store {
         self.shared.loaders.clone()
     }
 
+    /// Whether its disk failed a moment ago: nothing is stored for a while.
+    pub fn is_failing(&self) -> bool {
+        !self.shared.is_well()
+    }
+
     /// Whether this process owns the store.
     pub fn is_owner(&self) -> bool {
         self.shared.owner()
@@ -357,6 +362,8 @@ impl Shared {
         drop(self.evicted.wait_while(objects, evicting).unwrap_or_else(PoisonError::into_inner));
         if self.owner() {
             core.own();
+            // There may have been no room for its files.
+            self.ring_if_full();
         }
     }
 
@@ -418,6 +425,7 @@ impl Shared {
     pub(super) fn reserve(self: &Arc<Self>, len: u64, block: u64) -> Option<Reserved> {
         let writing = self.writing.fetch_add(len, Ordering::Relaxed) + len;
         let reserved = self.take(len, disk::beside(len, block));
+        self.ring_if_full();
         reserved.filter(|_| writing <= MAX_WRITING)
     }
 
@@ -426,14 +434,18 @@ impl Shared {
         self.take(0, disk::OVERHEAD)
     }
 
+    /// Wakes the keeper if it is time for eviction.
+    fn ring_if_full(&self) {
+        if self.used.load(Ordering::Relaxed) > self.high() {
+            self.bell.ring();
+        }
+    }
+
     /// Takes room for `writing` bytes that are on the way to the disk, and for `beside`.
     fn take(self: &Arc<Self>, writing: u64, beside: u64) -> Option<Reserved> {
         let len = writing + beside;
         let used = self.used.fetch_add(len, Ordering::Relaxed) + len;
         let reserved = Reserved { store: self.clone(), len, writing, written: false };
-        if used > self.high() {
-            self.bell.ring();
-        }
         (used <= self.max).then_some(reserved)
     }
 
@@ -476,7 +488,7 @@ impl Shared {
     pub(super) fn save(&self) -> bool {
         let _saving = self.saving();
         let dirty = std::mem::take(&mut *locked(&self.dirty));
-        dirty.values().fold(true, |saved, core| core.save() && saved)
+        dirty.values().filter(|core| !core.save()).count() == 0
     }
 
     /// Held while checksums are written to indexes, or taken out of them.

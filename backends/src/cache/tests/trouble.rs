@@ -80,7 +80,7 @@ async fn a_file_that_was_cut_short_shows_no_holes_when_it_grows_again() {
     wait_until("it is not let go of", || !case.object.core_is_open()).await;
     assert!(read(&case.object, 0..SIZE).await.unwrap() == expect(0..SIZE));
     // While somebody may still send from it, it stays short: what is gone is an error to him, and no zeros.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(data(case.dir.path()).metadata().unwrap().len(), 0);
     drop(spans);
     wait_until("it is not opened again", || case.object.core_is_open()).await;
@@ -224,7 +224,7 @@ async fn the_limit_counts_the_index() {
         let taken = on_disk(dir.path());
         assert!(taken <= MAX, "{taken} bytes on disk after {number} blocks");
     }
-    assert!(object.ready() > 0);
+    assert!(object.ready() > 50 * BLOCK, "only {} blocks fit", object.ready() / BLOCK);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +234,8 @@ async fn no_checksum_outlives_its_block() {
     let object = store.object(&key("a"), 64 << 20, 65536, Maker::new()).await.unwrap();
     for round in 0..3 {
         for start in (0..16 << 20).step_by(65536) {
-            let range = (round * 16 << 20) + start..(round * 16 << 20) + start + 65536;
+            let start = round * (16 << 20) + start;
+            let range = start..start + 65536;
             object.warm(range).await.unwrap();
         }
         store.sync();
@@ -246,4 +247,29 @@ async fn no_checksum_outlives_its_block() {
     for stored in stock.objects() {
         assert_eq!(stored.verify(|_| true).unwrap().damaged, vec![]);
     }
+}
+
+#[tokio::test]
+async fn what_other_versions_left_goes_with_all() {
+    let case = case(Maker::new()).await;
+    assert!(case.object.warm(0..SIZE).await.unwrap());
+    case.store.sync();
+    let dir = case.dir.path();
+    let other = dir.join("objects/other");
+    let meta = std::fs::read_to_string(object_dir(dir).join("meta")).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("meta"), meta.replace("\"version\":1", "\"version\":2")).unwrap();
+    let stock = || Stock::look(dir).unwrap();
+    assert_eq!(stock().objects().len(), 1);
+    assert_eq!(stock().drop_all().unwrap_err().kind, Kind::Denied, "a store is in use");
+    drop((case.object, case.store));
+    wait_until("the lock is kept", || lock_is_free(dir)).await;
+    assert_eq!(stock().drop_objects(|_| true).unwrap().len(), 1);
+    assert!(other.exists());
+    assert_eq!(stock().drop_all().unwrap().len(), 0);
+    assert!(!other.exists());
+}
+
+fn lock_is_free(dir: &Path) -> bool {
+    File::options().write(true).open(dir.join("lock")).unwrap().try_lock().is_ok()
 }
