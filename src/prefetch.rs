@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::image::Image;
-use crate::trace::Trace;
+use crate::size::Size;
+use crate::trace;
 use backends::Location;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -11,9 +12,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a trace's places are rounded to: the cache's own blocks are seldom smaller.
-pub(crate) const BLOCK: u64 = 64 << 10;
-
 /// The most that one request of the background asks for, in bytes.
 const STEP: u64 = 1 << 20;
 
@@ -21,6 +19,10 @@ const STEP: u64 = 1 << 20;
 /// waits that his requests are not held up.
 const ALONE: u64 = 8 << 20;
 const BESIDE: u64 = 1 << 20;
+
+/// The most that is fetched for a trace that nobody named, in bytes: it comes from a server that need not be trusted, and a
+/// boot reads a fraction of this.
+const UNASKED: u64 = 4 << 30;
 
 /// How often to look whether somebody is still waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -57,8 +59,8 @@ impl Background {
             if image.is_local() || !image.has_cache() {
                 return;
             }
-            if let Some(trace) = trace(&image, &wishes, &sources).await {
-                patiently(&image, trace.plan(image.virtual_size(), BLOCK)).await;
+            if let Some(plan) = traced(&image, &wishes, &sources).await {
+                patiently(&image, plan).await;
             }
             if wishes.whole {
                 whole(&image).await;
@@ -67,28 +69,45 @@ impl Background {
     }
 }
 
-/// The trace to follow.
-async fn trace(image: &Image, wishes: &Wishes, sources: &backends::Options) -> Option<Trace> {
+/// What the trace to follow names, in order.
+async fn traced(image: &Image, wishes: &Wishes, sources: &backends::Options) -> Option<Vec<Range<u64>>> {
+    let size = image.virtual_size();
     if let Some(location) = &wishes.trace {
-        let trace = Trace::read(location, sources).await;
-        return trace.map_err(|error| tracing::warn!("{error}")).ok();
+        let plan = trace::plan_at(location, sources, size).await;
+        return plan.map_err(|error| tracing::warn!("{error}")).ok();
     }
     if !wishes.published || !image.is_fresh() {
         return None;
     }
     let location = image.location();
     let beside = location.sibling(&format!("{}.trace", location.file_name()))?;
-    match Trace::read(&beside, sources).await {
-        Ok(trace) => {
-            tracing::info!(%location, "what its trace names is fetched first");
-            Some(trace)
-        }
-        // Most images have none.
-        Err(error) => {
-            tracing::debug!("no trace: {error}");
-            None
-        }
+    // Most images have none.
+    let found =
+        backends::open(&beside, sources).await.inspect_err(|error| tracing::debug!("no trace: {error}"));
+    let plan = trace::plan_of(&beside, &found.ok()?, size).await;
+    let mut plan = plan.map_err(|error| tracing::warn!("{error}; nothing is fetched for it")).ok()?;
+    if shorten(&mut plan, UNASKED) {
+        tracing::warn!(
+            "{beside}: it names more than {}: what comes after that is passed over",
+            Size(UNASKED)
+        );
     }
+    tracing::info!(%location, "what its trace names is fetched first");
+    Some(plan)
+}
+
+/// Leaves the first `most` bytes of `plan`. Says whether there were more.
+fn shorten(plan: &mut Vec<Range<u64>>, mut most: u64) -> bool {
+    for (at, range) in plan.iter_mut().enumerate() {
+        let len = range.end - range.start;
+        if len > most {
+            range.end = range.start + most;
+            plan.truncate(at + usize::from(most > 0));
+            return true;
+        }
+        most -= len;
+    }
+    false
 }
 
 /// Everything that is stored, in the order of the disk.
@@ -123,7 +142,7 @@ pub(crate) async fn stored(image: &Image, range: Range<u64>) -> Result<Vec<Range
 
 /// Fetches `ranges`, in their order, however long a server is away.
 async fn patiently(image: &Image, ranges: Vec<Range<u64>>) {
-    let mut left: VecDeque<_> = ranges.into_iter().flat_map(steps).collect();
+    let mut left = VecDeque::from(ranges);
     let mut rest = REST;
     while let Err((undone, error)) = fetch(image, &mut left).await {
         tracing::warn!("fetching in the background rests for {} s: {error}", rest.as_secs());
@@ -143,11 +162,13 @@ async fn fetch(
     let (mut bytes, mut undone) = (0, Vec::new());
     let mut failure = None;
     loop {
+        // Steps that hold nothing end at once, and there may be any number of them.
+        tokio::task::consume_budget().await;
         let busy = image.waiting() > 0;
         let most = if busy { BESIDE } else { ALONE };
         while failure.is_none()
             && bytes < most
-            && let Some(range) = left.pop_front()
+            && let Some(range) = take_step(left)
         {
             bytes += range.end - range.start;
             under_way.push(async move {
@@ -169,10 +190,48 @@ async fn fetch(
     failure.map_or(Ok(()), |error| Err((undone, error)))
 }
 
+/// The first step of what is `left`.
+fn take_step(left: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
+    let mut range = left.pop_front()?;
+    let step = range.start..range.end.min(range.start.saturating_add(STEP));
+    range.start = step.end;
+    if !range.is_empty() {
+        left.push_front(range);
+    }
+    Some(step)
+}
+
 /// `range` in steps.
 pub(crate) fn steps(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
     std::iter::successors(Some(range.start), |at| Some(at + STEP))
         .take_while(move |&at| at < end)
         .map(move |at| at..(at + STEP).min(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_taken_step_by_step() {
+        let mut left = VecDeque::from([0..u64::MAX]);
+        assert_eq!(take_step(&mut left), Some(0..STEP));
+        assert_eq!((take_step(&mut left), left.len()), (Some(STEP..2 * STEP), 1));
+        let mut left = VecDeque::from([5..7, 10..10 + STEP + 1]);
+        let taken: Vec<_> = std::iter::from_fn(|| take_step(&mut left)).collect();
+        assert_eq!(taken, [5..7, 10..10 + STEP, 10 + STEP..11 + STEP]);
+    }
+
+    #[test]
+    fn a_plan_nobody_asked_for_is_shortened() {
+        let shortened = |most| {
+            let mut plan = vec![0..10, 20..25];
+            (shorten(&mut plan, most), plan)
+        };
+        assert_eq!(shortened(15), (false, vec![0..10, 20..25]));
+        assert_eq!(shortened(12), (true, vec![0..10, 20..22]));
+        assert_eq!(shortened(10), (true, vec![0..10]));
+        assert_eq!(shortened(3), (true, vec![0..3]));
+    }
 }

@@ -7,7 +7,7 @@ use crate::image::{Image, Piece};
 use crate::output;
 use crate::prefetch::{self, steps};
 use crate::size::Size;
-use crate::trace::Trace;
+use crate::trace;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::ops::Range;
@@ -78,8 +78,7 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     }
     let mut ranges = args.ranges.iter().map(|text| parse_range(text)).collect::<Result<Vec<_>>>()?;
     if let Some(trace) = &args.trace {
-        let trace = Trace::read(&reading::parse(trace)?, image.sources()).await?;
-        ranges = trace.plan(image.virtual_size(), prefetch::BLOCK);
+        ranges = trace::plan_at(&reading::parse(trace)?, image.sources(), image.virtual_size()).await?;
     }
     let whole = ranges.is_empty() && args.trace.is_none();
     if whole {

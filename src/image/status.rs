@@ -98,6 +98,8 @@ impl Walk<'_> {
         if self.at >= self.end {
             return Ok(None);
         }
+        // A disk may have millions of stretches that nothing waits for, and others are to be served meanwhile.
+        tokio::task::consume_budget().await;
         let extent = self.image.extent(self.at, self.end - self.at).await?;
         let mut stretch = self.image.stretch(extent)?;
         if self.locality {

@@ -4,20 +4,28 @@
 //! A trace is text: a line `thinorigin trace 1`, a line `size N` with the disk's size in bytes, and for each first
 //! reading a line of three numbers: milliseconds since the first one, guest offset and length in bytes.
 
+mod plan;
 mod record;
 
 pub(crate) use record::Recorder;
 
 use crate::error::{Error, Result};
-use backends::{Location, Source};
+use backends::{AnySource, Location, Source};
 use std::fmt::Write as _;
 use std::ops::Range;
+use tokio::sync::Semaphore;
 
 /// The first line.
 const MAGIC: &str = "thinorigin trace 1";
 
 /// The largest trace that is read, in bytes. A published one comes from a server that need not be trusted.
 const MAX_LEN: u64 = 16 << 20;
+
+/// The most readings of one trace: no more are written down, and none with more is read.
+const MAX_TOUCHES: usize = 400_000;
+
+/// What a plan is rounded to, in bytes: the cache's own blocks are seldom smaller.
+const BLOCK: u64 = 64 << 10;
 
 /// What a trace tells places apart by, in bytes: what it notes is as much as this, or a multiple.
 const GRAIN: u64 = 4 << 10;
@@ -33,25 +41,48 @@ struct Touch {
 
 /// What was read of a disk, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trace {
+struct Trace {
     /// Size of the disk in bytes.
     size: u64,
     touches: Vec<Touch>,
 }
 
-impl Trace {
-    /// The trace at `location`.
-    pub(crate) async fn read(location: &Location, sources: &backends::Options) -> Result<Trace> {
-        let source = backends::open(location, sources).await?;
-        let wrong = |what: String| Error::failed(format!("{location}: not a trace: {what}"));
-        if source.len() > MAX_LEN {
-            return Err(wrong(format!("{} bytes, more than the {MAX_LEN} of the longest", source.len())));
-        }
-        let bytes = source.read(0..source.len()).await?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| wrong("not UTF-8".to_owned()))?;
-        Trace::parse(text).map_err(wrong)
-    }
+/// What the trace at `location` has to be fetched of a disk of `size` bytes, in order: whole blocks of [`BLOCK`] bytes, each
+/// once. What the trace names beyond the disk is passed over, with a warning.
+pub(crate) async fn plan_at(
+    location: &Location,
+    sources: &backends::Options,
+    size: u64,
+) -> Result<Vec<Range<u64>>> {
+    plan_of(location, &backends::open(location, sources).await?, size).await
+}
 
+/// As [`plan_at`], of the trace that `source` is, which was found at `location`.
+pub(crate) async fn plan_of(location: &Location, source: &AnySource, size: u64) -> Result<Vec<Range<u64>>> {
+    /// One at a time: a trace may take some 50 MB of memory until it is a plan, and a server may publish many.
+    static TURN: Semaphore = Semaphore::const_new(1);
+    let wrong = |what: String| Error::failed(format!("{location}: not a trace: {what}"));
+    if source.len() > MAX_LEN {
+        return Err(wrong(format!("{} bytes, more than the {MAX_LEN} of the longest", source.len())));
+    }
+    let bytes = source.read(0..source.len()).await?;
+    let turn = TURN.acquire().await;
+    let planned = tokio::task::spawn_blocking(move || {
+        let trace = Trace::parse(std::str::from_utf8(&bytes).map_err(|_| "not UTF-8".to_owned())?)?;
+        Ok((trace.size, trace.plan(size, BLOCK)))
+    });
+    let planned = planned.await.map_err(|_| Error::failed("reading a trace ended before its time"))?;
+    drop(turn);
+    let (traced, plan) = planned.map_err(wrong)?;
+    if traced > size {
+        tracing::warn!(
+            "{location}: a trace of {traced} bytes of disk: what is beyond the {size} there are is passed over"
+        );
+    }
+    Ok(plan)
+}
+
+impl Trace {
     fn parse(text: &str) -> std::result::Result<Trace, String> {
         let mut lines = text.lines();
         if lines.next() != Some(MAGIC) {
@@ -69,7 +100,11 @@ impl Trace {
         let touches = (3..).zip(lines).map(|(line_number, line)| {
             touch(line).ok_or_else(|| format!("line {line_number} is not a part of a disk of {size} bytes"))
         });
-        Ok(Trace { size, touches: touches.collect::<std::result::Result<_, _>>()? })
+        let touches = touches.take(MAX_TOUCHES + 1).collect::<std::result::Result<Vec<_>, _>>()?;
+        if touches.len() > MAX_TOUCHES {
+            return Err(format!("it has more than {MAX_TOUCHES} lines of parts"));
+        }
+        Ok(Trace { size, touches })
     }
 
     fn text(&self) -> String {
@@ -84,47 +119,8 @@ impl Trace {
     /// What to fetch of a disk of `size` bytes, in which order: whole multiples of `block` bytes, each once. What the trace
     /// has close together in time comes in the order of the disk and in one piece where it is in one, at first little at a
     /// time, for somebody may be waiting, then more.
-    pub(crate) fn plan(&self, size: u64, block: u64) -> Vec<Range<u64>> {
-        /// How much is put in order together, in bytes.
-        const FIRST: u64 = 256 << 10;
-        const MOST: u64 = 4 << 20;
-        let mut seen = vec![0_u64; usize::try_from(size.div_ceil(block * 64)).unwrap_or(0)];
-        let mut new = |at: u64| {
-            let (word, bit) = (at / 64, 1 << (at % 64));
-            let Some(word) = usize::try_from(word).ok().and_then(|word| seen.get_mut(word)) else {
-                return false;
-            };
-            let new = *word & bit == 0;
-            *word |= bit;
-            new
-        };
-        let mut plan: Vec<Range<u64>> = Vec::new();
-        let (mut window, mut most) = (Vec::new(), FIRST / block);
-        let mut flush = |window: &mut Vec<u64>| {
-            window.sort_unstable();
-            let begun = plan.len();
-            for at in window.drain(..) {
-                let range = at * block..((at + 1) * block).min(size);
-                match plan[begun..].last_mut() {
-                    Some(last) if last.end == range.start => last.end = range.end,
-                    _ => plan.push(range),
-                }
-            }
-        };
-        for touch in &self.touches {
-            let end = (touch.start + touch.len).min(size);
-            for at in touch.start / block..end.div_ceil(block) {
-                if new(at) {
-                    window.push(at);
-                }
-                if window.len() as u64 >= most.max(1) {
-                    flush(&mut window);
-                    most = (most * 2).min(MOST / block);
-                }
-            }
-        }
-        flush(&mut window);
-        plan
+    fn plan(&self, size: u64, block: u64) -> Vec<Range<u64>> {
+        plan::plan(&self.touches, size, block)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writing down what is read of a disk.
 
-use super::{GRAIN, Touch, Trace};
+use super::{GRAIN, MAX_TOUCHES, Touch, Trace};
 use crate::error::{Error, Result};
 use std::io::Write;
 use std::ops::Range;
@@ -13,9 +13,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 
 /// How long after one another two readings of neighbouring places count as one, in milliseconds.
 const TOGETHER: u64 = 20;
-
-/// The most readings of one trace. What comes after them is not written down.
-const MAX_TOUCHES: usize = 400_000;
 
 /// Notes first readings, and keeps a file of them. Two seconds of them may be missing from the file if the process is
 /// killed; the file is whole at any time.
