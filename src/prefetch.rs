@@ -53,10 +53,10 @@ impl Drop for Background {
 }
 
 impl Background {
-    /// Begins to fetch of `image` what `wishes` say. Does nothing for an image that is local.
+    /// Begins to fetch of `image` what `wishes` say. Does nothing for an image of which nothing goes through a cache.
     pub(crate) fn begin(image: Arc<Image>, wishes: Wishes, sources: backends::Options) -> Background {
         Background(tokio::spawn(async move {
-            if image.is_local() || !image.has_cache() {
+            if !image.has_cache() {
                 return;
             }
             if let Some(plan) = traced(&image, &wishes, &sources).await {
@@ -130,14 +130,19 @@ async fn whole(image: &Arc<Image>) {
 
 /// The parts of `range` that are not known to be zero.
 pub(crate) async fn stored(image: &Image, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-    let mut stored = Vec::new();
+    Ok(stretches(image, range).await?.into_iter().map(|(part, _)| part).collect())
+}
+
+/// The parts of `range` that are not known to be zero, and whether each is compressed.
+pub(crate) async fn stretches(image: &Image, range: Range<u64>) -> Result<Vec<(Range<u64>, bool)>> {
+    let mut stretches = Vec::new();
     let mut walk = image.walk(range.start, range.end.min(image.virtual_size()));
     while let Some(stretch) = walk.next().await? {
         if !stretch.zero {
-            stored.push(stretch.start..stretch.start + stretch.len);
+            stretches.push((stretch.start..stretch.start + stretch.len, stretch.compressed));
         }
     }
-    Ok(stored)
+    Ok(stretches)
 }
 
 /// Fetches `ranges`, in their order, however long a server is away.

@@ -142,7 +142,7 @@ fn an_image_is_brought_here_whole_and_then_needs_no_server() {
     assert_eq!(http.requests(), asked, "the server was asked");
     // Unless one wants to know.
     run(THINORIGIN, &["info", "--revalidate", "--cache", text(&cache), &location]);
-    assert!(http.requests() > asked);
+    becomes_true("the server is asked", || http.requests() > asked);
 
     // Another image there: the copy is what it was, until somebody wants to know.
     let other = dir.join("other.raw");

@@ -86,8 +86,13 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
     }
     let mut stored = Vec::new();
     for range in ranges {
-        stored.extend(prefetch::stored(&image, range).await?);
+        stored.extend(prefetch::stretches(&image, range).await?);
     }
+    // What is not compressed is read where it is, if that is here.
+    if image.is_local() && stored.iter().any(|(_, compressed)| *compressed) {
+        image.writable()?;
+    }
+    let stored: Vec<_> = stored.into_iter().map(|(range, _)| range).collect();
     let total = stored.iter().map(|range| range.end - range.start).sum();
     let bar = output::progress(total, "warming");
     let reads = stream::iter(stored.into_iter().flat_map(steps)).map(|step| {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use formats::{FileIndex, Layer, Located, Run, Runs, TableRef, Unit};
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
 
 /// Decoded leaf tables kept in memory for each layer, in bytes.
 const TABLES: usize = 16 << 20;
@@ -39,16 +40,37 @@ pub(crate) struct LayerFiles {
     pub(super) units: Memo<Unit, Bytes>,
 }
 
-/// A layer and the cache of its decoded units, if it has compressed data and there is a cache.
+/// A layer and the cache of its decoded units, if it can have compressed data and there is a cache.
 ///
 /// Clusters that are stored as they are are kept among the decoded ones, as the disk has them, if they are as large as blocks
 /// of the files they come from: so one look says whether a part of the disk is there, whatever it is a mixture of.
 #[derive(Debug)]
 pub(crate) struct CachedLayer {
     pub(crate) files: Arc<LayerFiles>,
-    decoded: Option<Arc<Object<DecodeFill>>>,
+    /// Where decoded units are kept. Of a layer whose files are local it is made when the first of them is wanted: most have
+    /// none, and then nothing of them is in the cache.
+    decoded: OnceCell<Arc<Object<DecodeFill>>>,
+    keep: Option<Keep>,
     /// Whether a block that is decoded is one unit, with nothing in it that the layer holds in another way.
     whole_units: bool,
+}
+
+/// How decoded units are kept.
+#[derive(Debug)]
+struct Keep {
+    store: Store,
+    /// Bytes in a block of the cache.
+    block: u32,
+    /// Whether clusters that are stored as they are are kept as well.
+    stored: bool,
+}
+
+impl Keep {
+    async fn object(&self, files: &Arc<LayerFiles>) -> Result<Arc<Object<DecodeFill>>> {
+        let fill = DecodeFill { files: files.clone(), block: self.block.into(), stored: self.stored };
+        let size = files.layer.virtual_size();
+        Ok(self.store.object(&files.decoded_key(), size, self.block, fill).await?)
+    }
 }
 
 impl LayerFiles {
@@ -69,6 +91,11 @@ impl LayerFiles {
         self.files.get(usize::from(index.0)).ok_or_else(|| {
             Error::failed(format!("{}: the image refers to file {} of itself", self.location, index.0))
         })
+    }
+
+    /// Whether all of them are local.
+    pub(crate) fn is_local(&self) -> bool {
+        self.files.iter().all(Content::is_local)
     }
 
     /// The decoded runs of `table`, if they are in memory.
@@ -120,34 +147,50 @@ impl CachedLayer {
         let block = info.cluster_size.unwrap_or(SMALLEST_BLOCK).clamp(SMALLEST_BLOCK, LARGEST_BLOCK);
         let block = u32::try_from(block.next_power_of_two()).unwrap_or(1 << 16);
         let whole_units = info.aligned_units && info.cluster_size == Some(block.into());
-        let decoded = match store {
-            Some(store) if info.compressed => {
-                let key = files.decoded_key();
-                let remote = files.files.iter().all(Content::is_remote);
-                let stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
-                let fill = DecodeFill { files: files.clone(), block: block.into(), stored };
-                Some(store.object(&key, files.layer.virtual_size(), block, fill).await?)
-            }
-            _ => None,
+        let remote = files.files.iter().all(Content::is_remote);
+        let stored = whole_units && info.whole_clusters && block == content::BLOCK && remote;
+        let keep =
+            store.filter(|_| info.compressed).map(|store| Keep { store: store.clone(), block, stored });
+        let decoded = match &keep {
+            Some(keep) if !files.is_local() => OnceCell::new_with(Some(keep.object(&files).await?)),
+            _ => OnceCell::new(),
         };
-        Ok(CachedLayer { files, decoded, whole_units })
+        Ok(CachedLayer { files, decoded, keep, whole_units })
+    }
+
+    /// Where decoded units are kept, made if need be; none without a cache.
+    async fn decoded(&self) -> Result<Option<&Arc<Object<DecodeFill>>>> {
+        let Some(keep) = &self.keep else { return Ok(None) };
+        Ok(Some(self.decoded.get_or_try_init(async || keep.object(&self.files).await).await?))
+    }
+
+    /// Somebody is going to ask what is local of a compressed unit.
+    pub(crate) async fn expect_decoded(&self) -> Result<()> {
+        if !self.decoded.initialized()
+            && let Some(object) = self.decoded().await?
+        {
+            object.take_stock().await;
+        }
+        Ok(())
     }
 
     /// Whether clusters that are stored as they are are kept where decoded units are.
     pub(crate) fn keeps_stored(&self) -> bool {
-        self.decoded.as_ref().is_some_and(|object| object.source().stored)
+        self.keep.as_ref().is_some_and(|keep| keep.stored)
     }
 
     /// Where the guest bytes of `range` are, if all of them are in this layer and kept in the cache as the disk has them; else
     /// appends nothing and says false. Looks at no table. Does not wait.
     pub(crate) fn peek_whole(&self, range: Range<u64>, out: &mut Spans) -> bool {
-        self.whole_units && self.decoded.as_ref().is_some_and(|object| object.peek(range, out))
+        self.whole_units && self.decoded.get().is_some_and(|object| object.peek(range, out))
     }
 
     /// Where the decoded guest bytes of `range`, which lies inside `unit`, are at hand. Does not wait.
     pub(crate) fn peek_decoded(&self, unit: &Unit, range: Range<u64>, out: &mut Spans) -> bool {
-        match &self.decoded {
+        match self.decoded.get() {
             Some(object) => object.peek(range, out),
+            // It is looked for there by who waits.
+            None if self.keep.is_some() => false,
             None => match self.files.units.peek(unit) {
                 Some(bytes) => {
                     out.push(Span::Bytes(decode::slice(unit, &bytes, range)));
@@ -160,13 +203,13 @@ impl CachedLayer {
 
     /// Where the guest bytes of `range`, which are stored as they are, are at hand as the disk has them. Does not wait.
     pub(crate) fn peek_stored(&self, range: Range<u64>, out: &mut Spans) -> bool {
-        self.decoded.as_ref().is_some_and(|object| object.source().stored && object.peek(range, out))
+        self.decoded.get().is_some_and(|object| object.source().stored && object.peek(range, out))
     }
 
     /// Decodes what is missing of the guest range `range`, and says where it is. Without a cache, `units` cover it without a
     /// gap; with one, stored clusters may be among them where those are kept.
     pub(crate) async fn get_decoded(&self, units: &[Unit], range: Range<u64>, out: &mut Spans) -> Result<()> {
-        let Some(object) = &self.decoded else {
+        let Some(object) = self.decoded().await? else {
             out.extend(decode::units(&self.files, units, &range).await?.into_iter().map(Span::Bytes));
             return Ok(());
         };
@@ -175,7 +218,7 @@ impl CachedLayer {
 
     /// Whether something of it can go to the cache.
     pub(crate) fn has_cache(&self) -> bool {
-        self.decoded.is_some() || self.files.files.iter().any(Content::has_cache)
+        self.keep.is_some() || self.files.files.iter().any(Content::has_cache)
     }
 
     /// Finds out what earlier processes left in the cache, for the localities of this layer.
@@ -183,7 +226,7 @@ impl CachedLayer {
         for file in &self.files.files {
             file.take_stock().await;
         }
-        if let Some(object) = &self.decoded {
+        if let Some(object) = self.decoded.get() {
             object.take_stock().await;
         }
     }
@@ -191,12 +234,12 @@ impl CachedLayer {
     /// Whether the first decoded byte of `range`, which is not empty, is on this machine, and for how many of its bytes
     /// the same holds.
     pub(crate) fn decoded_locality(&self, range: &Range<u64>) -> (bool, u64) {
-        self.decoded.as_ref().map_or((false, range.end - range.start), |object| object.locality(range))
+        self.decoded.get().map_or((false, range.end - range.start), |object| object.locality(range))
     }
 
     /// Notes that the cache has all that is needed of this layer. Waits for the disk.
     pub(crate) fn mark_complete(&self) {
-        if let Some(object) = &self.decoded {
+        if let Some(object) = self.decoded.get() {
             object.mark_complete();
         }
         self.files.files.iter().for_each(Content::mark_complete);
@@ -204,14 +247,14 @@ impl CachedLayer {
 
     /// The cache did not give the decoded bytes of `range`: they are made again at the next use.
     pub(crate) fn spoil_decoded(&self, range: &Range<u64>) {
-        if let Some(object) = &self.decoded {
+        if let Some(object) = self.decoded.get() {
             object.spoil(range);
         }
     }
 
     /// Makes the decoded bytes of `range` local. Says whether they are.
     pub(crate) async fn warm_decoded(&self, range: Range<u64>) -> Result<bool> {
-        match &self.decoded {
+        match self.decoded().await? {
             Some(object) => Ok(object.warm(range).await?),
             None => Ok(false),
         }

@@ -79,11 +79,9 @@ impl Image {
         self.layers.iter().flat_map(|layer| layer.files.files.iter().map(content::Content::identity))
     }
 
-    /// Whether nothing of it goes through the cache: its files are local, and nothing is decoded.
+    /// Whether its files are local, so that nothing of it goes through the cache but what is compressed.
     pub fn is_local(&self) -> bool {
-        let files = || self.layers.iter().map(|layer| &layer.files);
-        files()
-            .all(|files| !files.layer.info().compressed && files.files.iter().all(content::Content::is_local))
+        self.layers.iter().all(|layer| layer.files.is_local())
     }
 
     /// Whether something of it can go to a cache.

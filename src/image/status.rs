@@ -103,6 +103,9 @@ impl Walk<'_> {
         let extent = self.image.extent(self.at, self.end - self.at).await?;
         let mut stretch = self.image.stretch(extent)?;
         if self.locality {
+            if stretch.compressed {
+                self.image.layer(stretch.layer)?.expect_decoded().await?;
+            }
             let (local, len) = self.image.locality(&Extent { len: stretch.len, ..extent })?;
             stretch = Stretch { local: local || stretch.zero, len, ..stretch };
         }
