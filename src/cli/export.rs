@@ -8,7 +8,7 @@ use crate::output;
 use crate::prefetch::{self, steps};
 use crate::size::Size;
 use backends::cache::{Lease, Span};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::fs::File;
@@ -135,14 +135,23 @@ struct Output {
 }
 
 impl Output {
-    /// For a disk of `size` bytes at `target`: a block device that is large enough, which is emptied, or a name that nothing
-    /// has.
+    /// For a disk of `size` bytes at `target`: a block device that nothing uses and is large enough, which is emptied, or a
+    /// name that nothing has.
     fn open(target: &Path, size: u64) -> Result<Output> {
         let failed = |what: &str, error: io::Error| Error::io(what, target.display(), &error);
         match std::fs::metadata(target) {
             Ok(metadata) if metadata.file_type().is_block_device() => {
-                let device = File::options().write(true).open(target);
-                let device = device.map_err(|error| failed("cannot be written", error))?;
+                // With O_EXCL the kernel gives a block device to nobody who mounts it or builds on it, or has done so:
+                // open(2). What is under a file system, in a volume group or below another device is not overwritten.
+                let device =
+                    File::options().write(true).custom_flags(OFlags::EXCL.bits().cast_signed()).open(target);
+                let device = device.map_err(|error| match error.kind() {
+                    io::ErrorKind::ResourceBusy => Error::refused(format!(
+                        "{}: it is in use: mounted, or a part of another device or of a volume group",
+                        target.display()
+                    )),
+                    _ => failed("cannot be written", error),
+                })?;
                 let room = rustix::fs::seek(&device, rustix::fs::SeekFrom::End(0))
                     .map_err(|errno| failed("its size cannot be found out", errno.into()))?;
                 if room < size {
