@@ -14,6 +14,7 @@ mod packed;
 mod read;
 mod status;
 mod stored;
+mod waiting;
 mod workers;
 
 pub(crate) use content::gather;
@@ -21,13 +22,14 @@ pub use gate::Gate;
 pub use open::OpenOptions;
 pub use read::{Piece, Pieces};
 pub use status::{Coverage, Stretch, Walk};
+pub(crate) use waiting::calm;
 
 use crate::error::{Error, Result};
 use backends::{Identity, Location};
 use formats::{Chain, Extent, Kind, Runs, TableCache, TableRef};
 use layer::CachedLayer;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 /// An open image with its parents. Cheap to share; all methods take `&self`.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ pub struct Image {
     location: Location,
     chain: Chain,
     layers: Vec<CachedLayer>,
-    /// Reads under way that nothing local answered. What is fetched in the background makes room for them.
+    /// Reads under way that nothing local answered.
     waiting: AtomicUsize,
 }
 
@@ -51,11 +53,6 @@ impl Image {
             layers.push(CachedLayer::new(files, options.store.as_ref()).await?);
         }
         Ok(Image { location: location.clone(), chain, layers, waiting: AtomicUsize::new(0) })
-    }
-
-    /// How many reads wait for a server, or a decoder, at this moment.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Where the image is.

@@ -6,6 +6,7 @@
 
 use super::Image;
 use super::content::gather;
+use super::waiting::Waiting;
 use crate::error::{Error, Result};
 use backends::cache::{Span, Spans};
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,6 @@ use formats::{Extent, Kind, Resolved, Unit};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use smallvec::SmallVec;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 /// Consecutive guest bytes of a reply.
 #[derive(Clone, Debug)]
@@ -47,22 +47,6 @@ enum Part {
     Plain(Extent),
     /// A stretch of one layer that is kept as the disk has it: compressed units, and stored clusters where those are kept too.
     Kept { layer: usize, range: Range<u64>, units: Vec<Unit> },
-}
-
-/// A read that waits, until dropped.
-struct Waiting<'a>(&'a Image);
-
-impl<'a> Waiting<'a> {
-    fn new(image: &'a Image) -> Self {
-        image.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(image)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Image {

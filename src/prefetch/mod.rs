@@ -1,31 +1,27 @@
 //! Fetching in the background what somebody is going to read.
 
+mod room;
+
 use crate::error::Result;
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::size::Size;
 use crate::trace;
 use backends::Location;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use room::Room;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The most that one request of the background asks for, in bytes.
 const STEP: u64 = 1 << 20;
 
-/// How much is asked for at a time, in bytes: enough for a long way when nobody else reads, and so little while somebody
-/// waits that his requests are not held up.
-const ALONE: u64 = 8 << 20;
-const BESIDE: u64 = 1 << 20;
-
 /// The most that is fetched for a trace that nobody named, in bytes: it comes from a server that need not be trusted, and a
 /// boot reads a fraction of this.
 const UNASKED: u64 = 4 << 30;
-
-/// How often to look whether somebody is still waiting.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// How long to rest when a server does not answer, at first and at most.
 const REST: Duration = Duration::from_secs(5);
@@ -165,12 +161,13 @@ async fn fetch(
 ) -> std::result::Result<(), (Vec<Range<u64>>, crate::error::Error)> {
     let mut under_way = FuturesUnordered::new();
     let (mut bytes, mut undone) = (0, Vec::new());
-    let mut failure = None;
+    let (mut failure, mut room) = (None, Room::default());
     loop {
         // Steps that hold nothing end at once, and there may be any number of them.
         tokio::task::consume_budget().await;
-        let busy = image.waiting() > 0;
-        let most = if busy { BESIDE } else { ALONE };
+        let mut calm = pin!(image::calm());
+        calm.as_mut().enable();
+        let (most, again) = room.at(Instant::now(), image.waiting() > 0, image.others_wait());
         while failure.is_none()
             && bytes < most
             && let Some(range) = take_step(left)
@@ -181,11 +178,15 @@ async fn fetch(
                 (range, fetched)
             });
         }
-        let ended = tokio::select! {
-            ended = under_way.next() => ended,
-            () = tokio::time::sleep(LOOK_EVERY), if busy && !left.is_empty() && failure.is_none() => continue,
+        let waits = !left.is_empty() && failure.is_none();
+        if under_way.is_empty() && !waits {
+            break;
+        }
+        let (range, fetched) = tokio::select! {
+            Some(ended) = under_way.next() => ended,
+            () = calm, if waits => continue,
+            () = tokio::time::sleep(again.unwrap_or_default()), if waits && again.is_some() => continue,
         };
-        let Some((range, fetched)) = ended else { break };
         bytes -= range.end - range.start;
         if let Err(error) = fetched {
             undone.push(range);
@@ -215,28 +216,4 @@ pub(crate) fn steps(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_is_taken_step_by_step() {
-        let mut left = VecDeque::from([0..u64::MAX]);
-        assert_eq!(take_step(&mut left), Some(0..STEP));
-        assert_eq!((take_step(&mut left), left.len()), (Some(STEP..2 * STEP), 1));
-        let mut left = VecDeque::from([5..7, 10..10 + STEP + 1]);
-        let taken: Vec<_> = std::iter::from_fn(|| take_step(&mut left)).collect();
-        assert_eq!(taken, [5..7, 10..10 + STEP, 10 + STEP..11 + STEP]);
-    }
-
-    #[test]
-    fn a_plan_nobody_asked_for_is_shortened() {
-        let shortened = |most| {
-            let mut plan = vec![0..10, 20..25];
-            (shorten(&mut plan, most), plan)
-        };
-        assert_eq!(shortened(15), (false, vec![0..10, 20..25]));
-        assert_eq!(shortened(12), (true, vec![0..10, 20..22]));
-        assert_eq!(shortened(10), (true, vec![0..10]));
-        assert_eq!(shortened(3), (true, vec![0..3]));
-    }
-}
+mod tests;
