@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_secs(1);
 
 /// How far back the beginning of what a rate is about may lie.
-const RATE_OVER: Duration = Duration::from_secs(60);
+const RATE_OVER: Duration = Duration::from_secs(15);
 
 /// How long finding out may take; a server may have to be asked for tables.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ pub struct Progress {
     pub data: u64,
     /// How many of them can be read without asking a server.
     pub local: u64,
-    /// Bytes that become local per second, at present; absent if nobody asked shortly before.
+    /// Bytes that become local per second, at present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
     /// Seconds until all is local at this rate; absent where it stands still.
@@ -47,20 +47,24 @@ impl Meter {
         let now = Instant::now();
         let coverage = tokio::time::timeout(PATIENCE, image.coverage()).await.ok()?.ok()?;
         let before = last.map(|(at, progress)| (now - at, progress.local));
-        let progress = Progress::of(coverage, before.filter(|(time, _)| *time < RATE_OVER));
+        let progress = Progress::of(coverage, before.filter(|(time, _)| *time < RATE_OVER), image.rate());
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, progress));
         Some(progress)
     }
 }
 
 impl Progress {
-    /// Of `coverage`, when so long before so many bytes were local.
-    fn of(coverage: Coverage, before: Option<(Duration, u64)>) -> Progress {
+    /// Of `coverage`, when so long before so many bytes were local, if somebody looked then, and `coming` bytes per second
+    /// come at present.
+    ///
+    /// Two looks know best: not all that comes is kept, some of it may be of no disk, and another may bring the same object.
+    fn of(coverage: Coverage, before: Option<(Duration, u64)>, coming: u64) -> Progress {
         let Coverage { data, local } = coverage;
-        let rate = before.map(|(time, earlier)| {
+        let grown = before.map(|(time, earlier)| {
             let per_second = u128::from(local.saturating_sub(earlier)) * 1000 / time.as_millis().max(1);
             u64::try_from(per_second).unwrap_or(u64::MAX)
         });
+        let rate = Some(grown.unwrap_or(coming));
         let seconds_left = rate.and_then(|rate| (data - local).checked_div(rate));
         Progress { data, local, rate, seconds_left }
     }
@@ -84,13 +88,16 @@ mod tests {
     #[test]
     fn a_rate_and_what_is_left_follow_from_two_looks() {
         let coverage = Coverage { data: 1000, local: 400 };
-        let progress = Progress::of(coverage, Some((Duration::from_millis(500), 300)));
+        let progress = Progress::of(coverage, Some((Duration::from_millis(500), 300)), 7);
         assert_eq!(progress, Progress { data: 1000, local: 400, rate: Some(200), seconds_left: Some(3) });
-        assert_eq!(Progress::of(coverage, None).words(), "40 %");
+        assert_eq!(Progress::of(coverage, None, 0).words(), "40 %");
+        // Who looks once has what is coming.
+        let once = Progress::of(coverage, None, 300);
+        assert_eq!((once.rate, once.seconds_left), (Some(300), Some(2)));
         // Evicted meanwhile: it stands still.
-        let evicted = Progress::of(coverage, Some((Duration::from_secs(1), 500)));
+        let evicted = Progress::of(coverage, Some((Duration::from_secs(1), 500)), 0);
         assert_eq!((evicted.rate, evicted.seconds_left), (Some(0), None));
-        assert_eq!(Progress::of(Coverage::default(), None).words(), "100 %");
+        assert_eq!(Progress::of(Coverage::default(), None, 0).words(), "100 %");
         assert!(progress.words().starts_with("40 % (200"), "{}", progress.words());
     }
 }

@@ -1,5 +1,6 @@
 //! The bytes of one file that belongs to an image: read in place, through the cache, or out of a container.
 
+use super::flow::Flow;
 use super::packed::PackedFile;
 use crate::error::{Error, Result};
 use backends::cache::{Fill, Key, Lease, Object, Pieces, Span, Spans, Store};
@@ -35,11 +36,16 @@ enum Body {
 
 /// Fills cache blocks from a source.
 #[derive(Debug)]
-pub(crate) struct SourceFill(Arc<AnySource>);
+pub(crate) struct SourceFill {
+    source: Arc<AnySource>,
+    flow: Flow,
+}
 
 impl Fill for SourceFill {
     async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
-        Ok(vec![(range.start, self.0.read(range).await?)])
+        let pieces = vec![(range.start, self.source.read(range).await?)];
+        self.flow.count(&pieces);
+        Ok(pieces)
     }
 }
 
@@ -56,7 +62,8 @@ impl Content {
             (_, None) => Body::Remote(source),
             (_, Some(store)) => {
                 let key = Key { identity: source.identity().clone(), part: "raw".to_owned() };
-                let object = store.object(&key, source.len(), BLOCK, SourceFill(source.clone())).await?;
+                let fill = SourceFill { source: source.clone(), flow: Flow::default() };
+                let object = store.object(&key, source.len(), BLOCK, fill).await?;
                 Body::Cached(source, object)
             }
         };
@@ -126,6 +133,15 @@ impl Content {
             Body::Cached(..) => true,
             Body::Packed(file) => file.has_cache(),
             Body::Local(..) | Body::Remote(_) => false,
+        }
+    }
+
+    /// How many bytes of it come into the cache per second, at present.
+    pub(crate) fn rate(&self) -> u64 {
+        match &self.body {
+            Body::Cached(_, object) => object.source().flow.rate(),
+            Body::Packed(file) => file.rate(),
+            Body::Local(..) | Body::Remote(_) => 0,
         }
     }
 

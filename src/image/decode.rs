@@ -1,5 +1,6 @@
 //! Decodes compressed units: off the reactor, in parallel.
 
+use super::flow::Flow;
 use super::layer::LayerFiles;
 use super::stored;
 use super::workers;
@@ -31,11 +32,14 @@ pub(crate) struct DecodeFill {
     pub(super) block: u64,
     /// Whether clusters that are stored as they are are kept as well. Each is a block then.
     pub(super) stored: bool,
+    pub(super) flow: Flow,
 }
 
 impl Fill for DecodeFill {
     async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
-        Ok(self.pieces(range).await?)
+        let pieces = self.pieces(range).await?;
+        self.flow.count(&pieces);
+        Ok(pieces)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::content::{self, Content};
 use super::decode::{self, DecodeFill};
+use super::flow::Flow;
 use crate::error::{Error, Result};
 use crate::memo::Memo;
 use backends::Location;
@@ -67,7 +68,8 @@ struct Keep {
 
 impl Keep {
     async fn object(&self, files: &Arc<LayerFiles>) -> Result<Arc<Object<DecodeFill>>> {
-        let fill = DecodeFill { files: files.clone(), block: self.block.into(), stored: self.stored };
+        let (files_of, flow) = (files.clone(), Flow::default());
+        let fill = DecodeFill { files: files_of, block: self.block.into(), stored: self.stored, flow };
         let size = files.layer.virtual_size();
         Ok(self.store.object(&files.decoded_key(), size, self.block, fill).await?)
     }
@@ -219,6 +221,12 @@ impl CachedLayer {
     /// Whether something of it can go to the cache.
     pub(crate) fn has_cache(&self) -> bool {
         self.keep.is_some() || self.files.files.iter().any(Content::has_cache)
+    }
+
+    /// How many bytes of it come into the cache per second, at present.
+    pub(crate) fn rate(&self) -> u64 {
+        let files = self.files.files.iter().map(Content::rate).sum();
+        self.decoded.get().map_or(0, |object| object.source().flow.rate()).saturating_add(files)
     }
 
     /// Finds out what earlier processes left in the cache, for the localities of this layer.

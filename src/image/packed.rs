@@ -4,6 +4,7 @@
 //! are kept so that neighbouring reads do not decode the same block again.
 
 use super::content::Content;
+use super::flow::Flow;
 use crate::error::{Error, Result};
 use crate::memo::Memo;
 use backends::Identity;
@@ -38,11 +39,14 @@ struct Blocks {
 
 /// Fills the cache with decoded bytes.
 #[derive(Debug)]
-struct BlockFill(Arc<Blocks>);
+struct BlockFill {
+    blocks: Arc<Blocks>,
+    flow: Flow,
+}
 
 impl Fill for BlockFill {
     async fn fill(&self, range: Range<u64>) -> std::result::Result<Pieces, backends::Error> {
-        let spans = self.0.get(range.clone()).await?;
+        let spans = self.blocks.get(range.clone()).await?;
         let bytes = match spans.as_slice() {
             [Span::Bytes(bytes)] => bytes.clone(),
             spans => {
@@ -55,7 +59,9 @@ impl Fill for BlockFill {
                 out.freeze()
             }
         };
-        Ok(vec![(range.start, bytes)])
+        let pieces = vec![(range.start, bytes)];
+        self.flow.count(&pieces);
+        Ok(pieces)
     }
 }
 
@@ -69,7 +75,10 @@ impl PackedFile {
         let (len, memory, decoders) = (packed.len(), Memo::new(MEMORY), Semaphore::new(DECODERS));
         let blocks = Arc::new(Blocks { inner, packed: Arc::new(packed), memory, decoders });
         let decoded = match store {
-            Some(store) => Some(store.object(&key, len, CACHE_BLOCK, BlockFill(blocks.clone())).await?),
+            Some(store) => {
+                let fill = BlockFill { blocks: blocks.clone(), flow: Flow::default() };
+                Some(store.object(&key, len, CACHE_BLOCK, fill).await?)
+            }
             None => None,
         };
         Ok(PackedFile { blocks, decoded })
@@ -104,6 +113,11 @@ impl PackedFile {
 
     pub(super) fn has_cache(&self) -> bool {
         self.decoded.is_some()
+    }
+
+    /// How many bytes of it come into the cache per second, at present. What it is made from does not count.
+    pub(super) fn rate(&self) -> u64 {
+        self.decoded.as_ref().map_or(0, |object| object.source().flow.rate())
     }
 
     pub(super) fn spoil(&self, range: &Range<u64>) {
