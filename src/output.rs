@@ -1,8 +1,10 @@
 //! What both binaries say and how they end.
 
+mod bar;
+
 use crate::error::{Error, Result};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use unicode_width::UnicodeWidthStr;
@@ -92,17 +94,9 @@ fn one_line(mut row: Vec<String>) -> Vec<String> {
     row
 }
 
-/// A progress bar over `total` bytes, shown on a terminal only.
-pub(crate) fn progress(total: u64, what: &str) -> indicatif::ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return indicatif::ProgressBar::hidden();
-    }
-    let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    let bar = indicatif::ProgressBar::new(total).with_message(what.to_owned());
-    match indicatif::ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+/// Shows on stderr how much of `total` bytes of `what` is done: a bar on a terminal, else a line now and then.
+pub(crate) fn progress(total: u64, what: &str) -> bar::Bar {
+    bar::Bar::new(total, what)
 }
 
 /// Writes manual pages of `command` and its subcommands into `dir`.

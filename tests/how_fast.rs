@@ -67,3 +67,24 @@ fn one_look_says_when_a_compressed_disk_will_be_local() {
     run("qemu-img", &["convert", "-c", "-f", "raw", "-O", "qcow2", text(&raw), text(&image)]);
     look_once("disk.qcow2", fs::read(&image).unwrap());
 }
+
+#[test]
+fn warming_says_how_far_it_is_without_a_terminal() {
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let origin = runtime.block_on(Origin::start(vec![7; 128 << 20])).unwrap();
+    origin.always(Lie::Late(Duration::from_secs(1)));
+    let (cache, location) = (dir.join("cache"), origin.url("disk.raw"));
+    let began = Instant::now();
+    let output = run(THINORIGIN, &["warm", "--json", "--cache", text(&cache), &location]);
+    assert!(began.elapsed() > Duration::from_secs(6), "too fast to say anything: {:?}", began.elapsed());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let line = said.lines().next().unwrap_or_else(|| panic!("nothing is said"));
+    let (percent, rest) = line.strip_prefix("warming: ").unwrap().split_once(" % of 128 MiB, ").unwrap();
+    assert!((1..100).contains(&percent.parse::<u32>().unwrap()), "{said}");
+    assert!(rest.contains("MiB/s, ") && rest.ends_with(" s left"), "{said}");
+    assert!(said.lines().all(|line| line.starts_with("warming: ")) && said.lines().count() < 10, "{said}");
+    // What it comes to is one document on stdout.
+    let warmed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&warmed["data"], &warmed["local"]), (&(128 << 20).into(), &(128 << 20).into()));
+}

@@ -116,7 +116,7 @@ fn verify(stock: &Stock, json: bool) -> Result<()> {
     let mut report = Report { whole: 0, damaged: Vec::new() };
     for object in stock.objects() {
         let verified = object.verify(|bytes| {
-            bar.inc(bytes);
+            bar.add(bytes);
             true
         })?;
         report.whole += verified.whole;
@@ -127,7 +127,7 @@ fn verify(stock: &Stock, json: bool) -> Result<()> {
             length: range.end - range.start,
         }));
     }
-    bar.finish_and_clear();
+    bar.clear();
     if json {
         output::json(&report)?;
     } else {

@@ -51,7 +51,7 @@ pub(super) async fn run(args: Export, json: bool) -> Result<()> {
         for range in prefetch::stored(&image, 0..image.virtual_size()).await? {
             for step in steps(range) {
                 copy_step(&image, &output, &step).await?;
-                bar.inc(step.end - step.start);
+                bar.add(step.end - step.start);
             }
         }
         Ok(())
@@ -63,7 +63,7 @@ pub(super) async fn run(args: Export, json: bool) -> Result<()> {
             Err(error) => Error::failed(format!("cannot handle signals: {error}")),
         }),
     };
-    bar.finish_and_clear();
+    bar.clear();
     copied?;
     output.finish()?;
     if json {

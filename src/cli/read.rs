@@ -99,13 +99,13 @@ pub(super) async fn warm(args: Warm, json: bool) -> Result<()> {
         let (image, bar): (&Image, _) = (&image, &bar);
         async move {
             let local = image.warm(step.start, step.end - step.start).await?;
-            bar.inc(step.end - step.start);
+            bar.add(step.end - step.start);
             Ok::<_, Error>(local)
         }
     });
     let local: u64 =
         reads.buffer_unordered(AHEAD).try_fold(0, |sum, local| async move { Ok(sum + local) }).await?;
-    bar.finish_and_clear();
+    bar.clear();
     let location = image.location().to_string();
     if whole && local == total {
         image.complete().await?;

@@ -1,4 +1,4 @@
-//! Work that takes long: a bar on a terminal, and an interrupt that ends it.
+//! Work that takes long: how far it is, and an interrupt that ends it.
 
 use crate::error::{Error, Result};
 use crate::output;
@@ -13,12 +13,9 @@ pub(super) fn watched<T>(what: &str, run: impl FnOnce(&mut Work<'_>) -> sr::Resu
     let runtime = crate::cli::runtime()?;
     let stop = stopped(&runtime)?;
     let bar = output::progress(0, what);
-    let mut progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
+    let mut progress = |done, total| bar.set(done, total);
     let outcome = run(&mut Work { progress: &mut progress, cancelled: &|| stop.load(Ordering::Relaxed) });
-    bar.finish_and_clear();
+    bar.clear();
     Ok(outcome?)
 }
 
