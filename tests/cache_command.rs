@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Dir, Http, Server, THINORIGIN, has, run, text};
+use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, run, text};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -58,6 +59,82 @@ fn lists_and_sums_up_and_drops() {
     let before = http.bytes_sent();
     run(THINORIGIN, &["cat", "--cache", &cache, &location]);
     assert!(http.bytes_sent() - before >= size);
+}
+
+/// Of each location the objects, bytes that are local and bytes on disk, as `list` has them.
+fn sums(list: &serde_json::Value) -> BTreeMap<String, [u64; 3]> {
+    let mut sums: BTreeMap<String, [u64; 3]> = BTreeMap::new();
+    for object in list.as_array().unwrap() {
+        let sum = sums.entry(object["location"].as_str().unwrap().to_owned()).or_default();
+        let more = [1, object["local"].as_u64().unwrap(), object["disk"].as_u64().unwrap()];
+        (0..3).for_each(|n| sum[n] += more[n]);
+    }
+    sums
+}
+
+#[test]
+fn usage_is_the_sum_of_what_is_raw_and_what_is_decoded_of_each_file() {
+    let tools = ["nginx", "setsid", "qemu-img", "qemu-io"];
+    if !has("usage_is_the_sum_of_what_is_raw_and_what_is_decoded_of_each_file", &tools) {
+        return;
+    }
+    let dir = Dir::new();
+    let http = Http::start(&dir);
+    let raw = dir.guest_disk("disk.raw");
+    run(
+        "qemu-img",
+        &["convert", "-c", "-f", "raw", "-O", "qcow2", text(&raw), text(&dir.join("base.qcow2"))],
+    );
+    let top = dir.join("top.qcow2");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", text(&top)]);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 1M 300K", text(&top)]);
+    let cache = text(&dir.join("cache")).to_owned();
+    let locations = ["disk.raw", "base.qcow2", "top.qcow2"].map(|name| format!("{}/{name}", http.url));
+    for location in [&locations[0], &locations[2]] {
+        run(THINORIGIN, &["warm", "--cache", &cache, location]);
+    }
+
+    let list = json(&["cache", "list", "--json", "--cache", &cache]);
+    let sums = sums(&list);
+    let objects = |location: &String| sums[location][0];
+    // A raw disk is there once. What is compressed is there decoded, beside the tables of its file.
+    assert_eq!((sums.len(), objects(&locations[0]), objects(&locations[1])), (3, 1, 2), "{list}");
+    let local = |location: &String| sums[location][1];
+    assert!(local(&locations[1]) > local(&locations[2]), "{list}");
+    assert!(sums.values().all(|[_, local, disk]| *local > 0 && *disk > 0), "{list}");
+
+    let usage = json(&["cache", "usage", "--json", "--cache", &cache]);
+    let told: BTreeMap<String, [u64; 3]> = usage
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|usage| {
+            let numbers = ["objects", "local", "disk"].map(|name| usage[name].as_u64().unwrap());
+            (usage["location"].as_str().unwrap().to_owned(), numbers)
+        })
+        .collect();
+    assert_eq!((told.len(), &told), (usage.as_array().unwrap().len(), &sums), "each location once");
+    let table = String::from_utf8(run(THINORIGIN, &["cache", "usage", "--cache", &cache]).stdout).unwrap();
+    // A heading, the locations, and what they take together.
+    assert_eq!(table.lines().count(), 1 + 3 + 1, "{table}");
+}
+
+#[test]
+fn what_lies_on_a_local_disk_as_it_is_leaves_nothing_in_the_cache() {
+    if !has("what_lies_on_a_local_disk_as_it_is_leaves_nothing_in_the_cache", &["nbdcopy"]) {
+        return;
+    }
+    let dir = Dir::new();
+    let image = dir.guest_disk("disk.raw");
+    let (cache, copy) = (text(&dir.join("cache")).to_owned(), dir.join("copy"));
+    let server = Server::start(&dir, &["--cache", &cache, "--prefetch", text(&image)]);
+    run("nbdcopy", &[&server.uri(""), text(&copy)]);
+    server.terminate();
+    let wanted = fs::read(&image).unwrap();
+    assert_same_bytes("what is served", &fs::read(copy).unwrap()[..wanted.len()], &wanted);
+    assert_eq!(json(&["cache", "list", "--json", "--cache", &cache]), serde_json::json!([]));
+    let objects = fs::read_dir(dir.join("cache/objects")).map_or(0, Iterator::count);
+    assert_eq!(objects, 0, "not even what is not listed");
 }
 
 #[test]
