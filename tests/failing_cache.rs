@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, has, run, text};
+use common::{Dir, Http, Server, THINORIGIN, assert_same_bytes, becomes_true, has, run, text};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -96,5 +96,54 @@ fn a_reader_does_not_notice_what_happens_to_the_cache() {
             server.terminate();
             fs::remove_dir_all(&cache).unwrap();
         }
+    }
+}
+
+#[test]
+fn what_another_version_or_program_left_is_neither_used_nor_kept() {
+    if !has("what_another_version_or_program_left_is_neither_used_nor_kept", &TOOLS) {
+        return;
+    }
+    let dir = Dir::new();
+    let (raw, other) = (dir.guest_disk("disk.raw"), dir.guest_disk("other.raw"));
+    let wanted = fs::read(&raw).unwrap();
+    let http = Http::start(&dir);
+    let cache = dir.join("cache");
+    let location = |file: &Path| format!("{}/{}", http.url, file.file_name().unwrap().to_str().unwrap());
+    let list =
+        || String::from_utf8(run(THINORIGIN, &["cache", "list", "--cache", text(&cache)]).stdout).unwrap();
+    for (from, to) in [("\"version\":1", "\"version\":2"), ("thinorigin cache", "thinorigin cashe")] {
+        for image in [&raw, &other] {
+            run(THINORIGIN, &["warm", "--cache", text(&cache), &location(image)]);
+        }
+        assert!(list().contains("disk.raw") && list().contains("other.raw"), "{}", list());
+        for meta in files(&cache, "meta") {
+            let text = fs::read_to_string(&meta).unwrap();
+            assert!(text.contains(from), "{text}");
+            fs::write(&meta, text.replace(from, to)).unwrap();
+            // Whatever it is that such an object consists of.
+            fs::write(meta.with_file_name("more"), "more").unwrap();
+        }
+        assert!(!list().contains(".raw"), "{}", list());
+
+        let before = http.bytes_sent();
+        let server = Server::start(&dir, &["--cache", text(&cache), &location(&raw)]);
+        let copy = dir.join("copy");
+        run("nbdcopy", &[&server.uri(""), text(&copy)]);
+        assert_same_bytes(to, &fs::read(&copy).unwrap()[..wanted.len()], &wanted);
+        server.terminate();
+        assert!(http.bytes_sent() - before >= wanted.len() as u64, "{to}: it is fetched again");
+        assert!(list().contains("disk.raw"), "{}", list());
+        let left = files(&cache, "more").len();
+        assert_eq!(left, 1, "{to}: of what nobody asked for, and of nothing else, something is left");
+
+        // That goes when there is room for one image only, of which zeros take none.
+        let limited = ["--cache", text(&cache), "--cache-size", "4M", &location(&raw)];
+        let server = Server::start(&dir, &limited);
+        becomes_true("what is left is evicted", || files(&cache, "more").is_empty());
+        server.terminate();
+        assert_eq!(fs::read_dir(cache.join("objects")).unwrap().count(), 1, "{to}");
+        assert!(list().contains("100 %"), "{}", list());
+        fs::remove_dir_all(&cache).unwrap();
     }
 }
