@@ -49,6 +49,14 @@ fn overlaps(one: &Range<u64>, other: &Range<u64>) -> bool {
     one.start < other.end && other.start < one.end
 }
 
+/// Fails where a byte was asked for twice.
+fn assert_once(asked: &[Range<u64>]) {
+    for (number, one) in asked.iter().enumerate() {
+        let twice = asked[..number].iter().find(|other| overlaps(one, other));
+        assert_eq!(twice, None, "{one:?} was asked for before");
+    }
+}
+
 #[test]
 fn a_block_that_many_want_is_asked_for_once() {
     let (_runtime, origin, _dir, server) = served();
@@ -79,11 +87,29 @@ fn no_block_is_fetched_twice_for_many_clients_here_and_there() {
         }
     });
     let asked = origin.asked()[before..].to_vec();
-    for (number, one) in asked.iter().enumerate() {
-        let twice = asked[..number].iter().find(|other| overlaps(one, other));
-        assert_eq!(twice, None, "{one:?} was asked for before");
-    }
+    assert_once(&asked);
     let fetched: u64 = asked.iter().map(|range| range.end - range.start).sum();
     assert!(fetched > SIZE as u64 / 2, "{fetched} bytes of {SIZE}");
+    server.terminate();
+}
+
+#[test]
+fn each_of_several_readers_in_sequence_is_read_ahead_for() {
+    const READERS: u64 = 4;
+    const READ: u32 = 32 << 10;
+    let (_runtime, origin, _dir, server) = served();
+    let content = content();
+    let before = origin.asked().len();
+    let part = SIZE as u64 / READERS;
+    all_at_once(&server, READERS, |number, client| {
+        for at in (number * part..(number + 1) * part).step_by(READ as usize) {
+            let bytes = client.read(at, READ).unwrap().unwrap();
+            assert!(bytes == content[at as usize..][..READ as usize], "at {at}");
+        }
+    });
+    let asked = origin.asked()[before..].to_vec();
+    assert_once(&asked);
+    let blocks = SIZE / (64 << 10);
+    assert!(asked.len() <= blocks / 8, "{} requests for {blocks} blocks: {asked:?}", asked.len());
     server.terminate();
 }
