@@ -2,6 +2,8 @@
 //!
 //! Tables: what changes something, what only looks, what is refused, and what fails or makes no sense.
 
+mod local;
+
 use super::*;
 use crate::output::listened;
 use serde_json::Value;
@@ -11,10 +13,11 @@ use std::collections::BTreeSet;
 /// No server is there: the templates of a simulated host need none.
 const ADMIN: &str = "unix:/nonexistent/thinorigin/admin.sock";
 
-/// A host, and a directory for files.
+/// A host, a directory for files, and where its server is asked.
 struct Stage {
     rig: Rig,
     dir: tempfile::TempDir,
+    admin: String,
 }
 
 /// How a command ended.
@@ -27,7 +30,7 @@ struct Ran {
 impl Stage {
     /// A host with an empty disk.
     fn bare() -> Self {
-        Self { rig: Rig::new(), dir: tempfile::tempdir().unwrap() }
+        Self { rig: Rig::new(), dir: tempfile::tempdir().unwrap(), admin: ADMIN.to_owned() }
     }
 
     /// With an SR: templates `t` and `u`, of which `t` is in use; a clone `a` of `t`, attached, its snapshot `s` and a
@@ -75,7 +78,7 @@ impl Stage {
     /// Runs `smctl` with the words of a line.
     fn smctl(&self, line: &str) -> Ran {
         let line = line.replace("{dir}", self.dir.path().to_str().unwrap());
-        let words = ["smctl", "--admin", ADMIN].into_iter().chain(line.split_whitespace());
+        let words = ["smctl", "--admin", &self.admin].into_iter().chain(line.split_whitespace());
         let parsed = match Smctl::try_parse_from(words) {
             Ok(parsed) => parsed,
             Err(e) => return Ran { code: e.exit_code() as u8, stdout: String::new(), stderr: e.to_string() },
