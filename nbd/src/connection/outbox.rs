@@ -25,7 +25,7 @@ const COPY_MAX: usize = 4 << 10;
 const BUFFER_MAX: usize = 256 << 10;
 /// Most slices in one system call: two for each small reply.
 const SLICES: usize = 128;
-/// Most bytes of a header that lies between two stretches that are mapped.
+/// Most bytes of a header that lies between two stretches of files.
 const HEADER: usize = 44;
 /// What zeros are sent from.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -308,9 +308,10 @@ impl Outbox {
         self.parts.push_back(Part::File { file, offset, left: len, disk, mapped });
     }
 
-    /// Puts `bytes` between two stretches that are mapped, or behind the last one; whether it did.
+    /// Puts `bytes` between two stretches of files, or behind the last one, where no buffer is needed for them; whether it
+    /// did.
     fn push_header(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len() <= HEADER && matches!(self.parts.back(), Some(Part::File { mapped: true, .. })) {
+        if bytes.len() <= HEADER && matches!(self.parts.back(), Some(Part::File { .. })) {
             self.parts.push_back(Part::Header { bytes: [0; HEADER], filled: 0, sent: 0 });
         }
         let Some(Part::Header { bytes: room, filled, .. }) = self.parts.back_mut() else { return false };
