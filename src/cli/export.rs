@@ -39,7 +39,7 @@ pub(super) async fn run(args: Export, json: bool) -> Result<()> {
     };
     let store =
         options.store.as_ref().ok_or_else(|| Error::usage("without a cache there is nothing to export"))?;
-    store.complete(&location).ok_or_else(missing)?;
+    store.complete(&location).await.ok_or_else(missing)?;
     let image = Arc::new(Image::open(&location, &options).await?);
     let coverage = image.coverage().await?;
     if coverage.local < coverage.data {

@@ -115,12 +115,15 @@ fn same_file(one: &Identity, other: &Identity) -> bool {
 pub(super) async fn open_content(location: &Location, options: &OpenOptions) -> Result<Content> {
     let away = |identity| AnySource::Away(Box::new(AwaySource::new(location, identity, &options.sources)));
     let store = options.store.as_ref();
-    if !options.revalidate
-        && let Some(identity) = store.and_then(|store| store.complete(location))
+    if let Some(kept) = store.filter(|_| !options.revalidate)
+        && let Some(identity) = kept.complete(location).await
     {
         return Content::new(away(identity), store).await;
     }
-    let known = store.and_then(|store| store.known(location));
+    let known = match store {
+        Some(store) => store.known(location).await,
+        None => None,
+    };
     let sources = options.sources.clone().with_known(known.is_some()).with_ends(true);
     let source = match (backends::open(location, &sources).await, known) {
         (Err(error), Some(identity)) if error.kind == backends::Kind::Unreachable => {

@@ -17,11 +17,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
-use tokio::time::timeout;
-
-/// How long the disk may take to say what it has before it is passed by.
-pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all [`Object`](super::Object)s of one key share.
 #[derive(Debug)]
@@ -34,7 +29,7 @@ pub(super) struct Core {
     /// The files, while this process owns the store and they can be opened.
     disk: ArcSwapOption<Disk>,
     /// Another process's files, to read from while it owns the store.
-    foreign: OnceLock<Disk>,
+    foreign: ArcSwapOption<Disk>,
     /// What spans hold; see the module about eviction. None without files.
     pub(super) lease: ArcSwapOption<Lease>,
     state: Mutex<State>,
@@ -92,7 +87,7 @@ impl Core {
             geometry,
             store,
             disk: ArcSwapOption::empty(),
-            foreign: OnceLock::new(),
+            foreign: ArcSwapOption::empty(),
             lease: ArcSwapOption::empty(),
             state: Mutex::default(),
             opening: Mutex::default(),
@@ -133,7 +128,13 @@ impl Core {
         let state = self.state();
         let left = state.left.strong_count() > 0 || state.too_large;
         drop(state);
-        if left || self.is_open() || !self.geometry.is_kept() || !self.store.is_well() {
+        let owned = self.store.owned_still();
+        if owned.is_none()
+            || left
+            || self.is_open()
+            || !self.geometry.is_kept()
+            || !self.store.health.is_well()
+        {
             return;
         }
         let directory = self.directory();
@@ -151,8 +152,18 @@ impl Core {
         };
         match opened {
             Ok(disk) => {
+                // If the directory was replaced meanwhile these may be another process's files.
+                if self.store.owned_still() != owned {
+                    return;
+                }
+                let state = self.state();
+                // Who lets go of the store says so first, and then lets go of the files that are here.
+                if self.store.owned() != owned {
+                    return;
+                }
                 self.lease.store(Some(Lease::of(disk.data().clone())));
                 self.disk.store(Some(Arc::new(disk)));
+                drop(state);
                 self.store.account(self);
             }
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
@@ -191,7 +202,7 @@ impl Core {
         }
     }
 
-    /// Lets go of the files if somebody has cut one short, and says so.
+    /// Lets go of the files if somebody has cut one short, and says whether that is so.
     pub(super) fn abandon_if_short(&self, disk: &Disk) -> bool {
         let short = !disk.is_whole();
         if short {
@@ -206,11 +217,15 @@ impl Core {
         if let Some(disk) = self.disk() {
             return Some(with(&disk));
         }
-        if self.foreign.get().is_none() {
-            let disk = Disk::read_only(&self.directory(), &self.key, self.geometry).ok()?;
-            let _ = self.foreign.set(disk);
-        }
-        self.foreign.get().map(with)
+        let directory = self.directory();
+        // The other process may have removed what it had, and made it again.
+        let known = self.foreign.load_full().filter(|disk| disk.is_in(&directory));
+        let disk = match known {
+            Some(disk) => disk,
+            None => Arc::new(Disk::read_only(&directory, &self.key, self.geometry).ok()?),
+        };
+        self.foreign.store(Some(disk.clone()));
+        Some(with(&disk))
     }
 
     /// Whether nothing of it was in the store when it was opened.
@@ -318,44 +333,30 @@ impl Core {
     /// then on; but for `except`, and where others have the file, in memory. Called for a flight, for none of whose blocks
     /// eviction begins before it is over.
     pub(super) async fn load(self: &Arc<Self>, blocks: Range<u64>, except: &[u64]) -> Vec<Option<Span>> {
-        let nothing = || vec![None; (blocks.end - blocks.start) as usize];
-        if self.nameless() || self.is_fresh() || !self.store.answers() {
-            return nothing();
+        let mut found = vec![None; (blocks.end - blocks.start) as usize];
+        if self.nameless() || self.is_fresh() {
+            return found;
         }
+        let nothing = found.clone();
         let generation = self.state().generation;
         let lease = self.lease.load_full();
         let (core, range, except) = (self.clone(), blocks.clone(), except.to_vec());
-        let mut found = nothing();
-        let loaders = self.store.loaders.clone();
-        let load = async move {
-            // Never closed. Threads that a disk has for ever are not to be all that there are.
-            let turn = loaders.acquire_owned().await.ok()?;
-            let look = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                core.look(|disk| {
-                    disk.read(range.clone(), |block, bytes| {
-                        let (offset, len) = (block * core.geometry.block, bytes.len() as u64);
-                        let span = match &lease {
-                            Some(lease) if disk.is_of(lease) && !except.contains(&block) => {
-                                Span::File { lease: lease.clone(), offset, len }
-                            }
-                            _ => Span::Bytes(bytes),
-                        };
-                        found[(block - range.start) as usize] = Some(span);
-                    });
-                })?;
-                Some(found)
-            });
-            look.await.ok().flatten()
+        let look = move || {
+            core.look(|disk| {
+                disk.read(range.clone(), |block, bytes| {
+                    let (offset, len) = (block * core.geometry.block, bytes.len() as u64);
+                    let span = match &lease {
+                        Some(lease) if disk.is_of(lease) && !except.contains(&block) => {
+                            Span::File { lease: lease.clone(), offset, len }
+                        }
+                        _ => Span::Bytes(bytes),
+                    };
+                    found[(block - range.start) as usize] = Some(span);
+                });
+            })?;
+            Some(found)
         };
-        let found = match timeout(LOAD_TIMEOUT, load).await {
-            Ok(Some(found)) => found,
-            Ok(None) => return nothing(),
-            Err(_) => {
-                self.store.does_not_answer();
-                return nothing();
-            }
-        };
+        let Some(found) = self.store.ask(look).await.flatten() else { return nothing };
         let state = self.state();
         if state.generation == generation {
             let in_file = |span: &Option<Span>| matches!(span, Some(Span::File { .. }));

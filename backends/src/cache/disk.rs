@@ -2,9 +2,10 @@
 //!
 //! Format version 1. `meta` is JSON: magic, version, the key, size and block size, written to a temporary name and
 //! renamed. `index` is an array of little-endian 64-bit checksums (XXH3 of the block's bytes, seeded with its number;
-//! 0 is stored as 1), where 0 means that the block is not there. `data` has the object's size and holes where no
+//! 0 is stored as 1), where 0 means that the block is not there. `data` is longer than the object by a byte and has holes where no
 //! block is, or, after power was lost, space that was never written.
 
+use super::lock::is_at;
 use super::{Key, Lease, space};
 use crate::Buffer;
 use bytes::Bytes;
@@ -25,11 +26,14 @@ const VERSION: u32 = 1;
 /// own cache.
 const LARGEST_READ: u64 = 256 << 10;
 
+/// What `data` is longer than its object: no write of a block makes it so long again, once it was cut.
+const BEHIND: u64 = 1;
+
 /// The largest `meta` that is read: locations are at most 4 KiB.
 const MAX_META: u64 = 64 << 10;
 
-/// Most blocks of an object that is kept: of 64 KiB each they are a PiB, and what is noted of them some 200 KiB.
-const MAX_BLOCKS: u64 = 1 << 34;
+/// Most blocks of an object that is kept: of 64 KiB each they are 128 TiB, and to note which are there takes 6 MiB at first.
+const MAX_BLOCKS: u64 = 1 << 31;
 
 /// Size and block size: where block number `n` is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -156,7 +160,7 @@ impl Disk {
         let index = Some(options.open(directory.join("index"))?);
         let given = space::is_given(&data);
         let disk = Disk { data, index, geometry, fresh, given };
-        disk.data.set_len(geometry.size)?;
+        disk.data.set_len(geometry.size + BEHIND)?;
         if let Some(index) = &disk.index {
             index.set_len(geometry.blocks() * 8)?;
         }
@@ -190,7 +194,7 @@ impl Disk {
     pub(super) fn nameless(directory: &Path, geometry: Geometry) -> io::Result<Disk> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let data = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
-        data.set_len(geometry.size)?;
+        data.set_len(geometry.size + BEHIND)?;
         let given = space::is_given(&data);
         Ok(Disk { data: Arc::new(data), index: None, geometry, fresh: true, given })
     }
@@ -207,7 +211,12 @@ impl Disk {
     /// Whether `data` is as long as it was made. If it became shorter, and then longer again by a write, what lies between
     /// would be zeros that nobody stored.
     pub(super) fn is_whole(&self) -> bool {
-        self.data.metadata().is_ok_and(|metadata| metadata.len() >= self.geometry.size)
+        self.data.metadata().is_ok_and(|metadata| metadata.len() > self.geometry.size)
+    }
+
+    /// Whether `data` is what lies in `directory`.
+    pub(super) fn is_in(&self, directory: &Path) -> bool {
+        is_at(&self.data, &directory.join("data"))
     }
 
     /// Reads `blocks`, and calls `each` with the number and the bytes of every one that is there and whole.

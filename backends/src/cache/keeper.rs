@@ -254,7 +254,7 @@ fn evict_closed(store: &Shared, goal: u64) -> u64 {
         entry.evicting = true;
         drop(objects);
         let directory = store.root().join(&name);
-        let left = shrink(&directory, goal - taken).unwrap_or(0);
+        let left = shrink(store, &directory, goal - taken).unwrap_or(0);
         let gone = match if left == 0 { std::fs::remove_dir_all(&directory) } else { Ok(()) } {
             // Others have removed it.
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -280,9 +280,14 @@ fn evict_closed(store: &Shared, goal: u64) -> u64 {
 
 /// Punches blocks out of the object in `directory` until `goal` bytes are free. Returns what it still takes, 0 if no
 /// block is left. An object that cannot be understood is an error, and of no use.
-fn shrink(directory: &std::path::Path, goal: u64) -> io::Result<u64> {
+fn shrink(store: &Shared, directory: &std::path::Path, goal: u64) -> io::Result<u64> {
     let (key, geometry) = disk::read_meta(directory)?;
+    let owned = store.owned();
     let disk = Disk::own(directory, &key, geometry)?;
+    if store.owned_still() != owned {
+        // Another process's.
+        return Ok(disk.allocated());
+    }
     disk::clear_complete(directory)?;
     let (mut at, mut freed) = (0, 0);
     while let Some(run) = disk.stored(at) {

@@ -1,6 +1,6 @@
 //! One cached object: the way from what is asked for to where it is.
 
-use super::core::{Core, LOAD_TIMEOUT};
+use super::core::Core;
 use super::disk::{Disk, Geometry};
 use super::flight::{self, Flight, Pilot};
 use super::writer::{self, Brought};
@@ -194,10 +194,11 @@ impl<F: Fill> Object<F> {
 
     /// The file did not give `range`, which lies inside the object: its blocks are fetched at their next use.
     pub fn spoil(&self, range: &Range<u64>) {
-        if self.core.disk().is_some_and(|disk| self.core.abandon_if_short(&disk)) {
+        self.core.unready(self.core.geometry.touched(range));
+        // What is not there any more says nothing of the disk.
+        if self.core.disk().is_none_or(|disk| self.core.abandon_if_short(&disk)) {
             return;
         }
-        self.core.unready(self.core.geometry.touched(range));
         let error = std::io::Error::other("bytes that were stored cannot be read");
         self.core.store.failed("the disk fails", &error);
     }
@@ -222,13 +223,13 @@ impl<F: Fill> Object<F> {
         if core.nameless() || core.is_fresh() {
             return false;
         }
-        let look = tokio::task::spawn_blocking(move || {
+        let look = move || {
             let recorded = |disk: &Disk, block| disk.is_recorded(block).unwrap_or(false);
             let all =
                 |disk: &Disk| blocks.into_iter().all(|block| core.ready.get(block) || recorded(disk, block));
-            core.look(all).unwrap_or(false)
-        });
-        matches!(tokio::time::timeout(LOAD_TIMEOUT, look).await, Ok(Ok(true)))
+            core.look(all)
+        };
+        self.core.store.ask(look).await.flatten().unwrap_or(false)
     }
 
     /// Whether the byte at `range.start` is in the file, and for how many bytes of `range`, which lies inside the object
@@ -250,7 +251,7 @@ impl<F: Fill> Object<F> {
     /// [`Store::complete`](super::Store::complete) finds it. Evicting any of it takes the note away. Waits for the disk.
     pub fn mark_complete(&self) {
         let core = &self.core;
-        if core.nameless() || !core.is_open() || !core.store.save() {
+        if core.nameless() || !core.store.save() || !core.is_open() {
             return;
         }
         if let Err(error) = super::disk::set_complete(&core.directory()) {

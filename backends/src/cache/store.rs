@@ -1,29 +1,22 @@
 //! The store: its objects, its lock, and its accounts.
 
-use super::core::{Core, LOAD_TIMEOUT};
+use super::core::Core;
 use super::disk::{self, Geometry};
+use super::health::{Health, is_of_the_disk};
 use super::keeper;
+use super::lock::Lock;
 use super::object::Object;
 use super::{Fill, Key};
 use crate::{Error, Kind};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// How long nothing is stored after the disk failed. Tests wait for the end of it.
-const REST: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
-
-/// How long a disk must have done well for its next failure to be told.
-const NEWS: Duration = Duration::from_secs(3600);
-
-/// How long readers do not wait for what is being stored after one had to wait too long.
-const LATE: Duration = Duration::from_secs(1);
+use tokio::time::timeout;
 
 /// How much fetched data may wait to be written. What comes when that much waits is passed through.
 const MAX_WRITING: u64 = 128 << 20;
@@ -32,6 +25,9 @@ const MAX_AHEAD: u64 = 16 << 20;
 /// Most threads that write to the disk, and that look for what an earlier process left there.
 const MAX_WRITERS: usize = 4;
 const MAX_LOADERS: usize = 64;
+
+/// How long the disk may take to say what it has before it is passed by.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The part of a key that says that an object holds a file as it is.
 const RAW: &str = "raw";
@@ -64,11 +60,8 @@ pub(super) struct Shared {
     landing: Mutex<u64>,
     landed: Condvar,
     /// Who may look at what is on it, likewise.
-    pub(super) loaders: Arc<Semaphore>,
-    /// Whether this process owns the store.
-    owning: AtomicBool,
-    /// The locked file, behind those of directories that were put away: what is there stays ours while spans refer to it.
-    lock: Mutex<Vec<File>>,
+    loaders: Arc<Semaphore>,
+    lock: Lock,
     objects: Mutex<HashMap<String, Entry>>,
     /// Tells that one of them is not being evicted any more.
     pub(super) evicted: Condvar,
@@ -78,19 +71,8 @@ pub(super) struct Shared {
     dirty: Mutex<HashMap<String, Arc<Core>>>,
     /// Held while they are being saved, so that who asks for it returns after it was done.
     saving: Mutex<()>,
-    health: Mutex<Health>,
-    /// Until when readers do not wait for what is being stored.
-    late: Mutex<Option<tokio::time::Instant>>,
+    pub(super) health: Health,
     pub(super) bell: Arc<keeper::Bell>,
-}
-
-/// How the disk does.
-#[derive(Debug, Default)]
-struct Health {
-    /// When it failed last.
-    failed: Option<Instant>,
-    /// When it did not answer last.
-    silent: Option<Instant>,
 }
 
 /// What the store knows of an object.
@@ -123,15 +105,13 @@ impl Store {
             loaders: Arc::new(Semaphore::new(MAX_LOADERS)),
             landing: Mutex::default(),
             landed: Condvar::new(),
-            owning: AtomicBool::new(false),
-            lock: Mutex::default(),
+            lock: Lock::new(dir.join("lock")),
             objects: Mutex::default(),
             evicted: Condvar::new(),
             places: Mutex::default(),
             dirty: Mutex::default(),
             saving: Mutex::default(),
-            health: Mutex::default(),
-            late: Mutex::default(),
+            health: Health::default(),
             bell: Arc::default(),
         });
         match shared.try_own() {
@@ -181,33 +161,34 @@ impl Store {
         }
         let geometry = Geometry { size, block: block.into() };
         let core = self.shared.core(key, geometry);
-        if !core.is_open() && self.shared.answers() {
+        if !core.is_open() {
             let (shared, core) = (self.shared.clone(), core.clone());
-            let open = tokio::task::spawn_blocking(move || shared.open_files(&core));
-            if tokio::time::timeout(LOAD_TIMEOUT, open).await.is_err() {
-                self.shared.does_not_answer();
-            }
+            self.shared.ask(move || shared.open_files(&core)).await;
         }
         Ok(Object::new(core, fill))
     }
 
-    /// What was last known of the object at `location`, if something of it is in the store.
-    pub fn known(&self, location: &crate::Location) -> Option<crate::Identity> {
-        self.latest(location, |_| true)
+    /// What was last known of the object at `location`, if something of it is in the store. Must run in a tokio runtime.
+    pub async fn known(&self, location: &crate::Location) -> Option<crate::Identity> {
+        self.latest(location, |_| true).await
     }
 
     /// What is known of the object at `location` if all that readers of it need is in the store
-    /// ([`Object::mark_complete`]): of several contents, the one that was opened last.
-    pub fn complete(&self, location: &crate::Location) -> Option<crate::Identity> {
-        self.latest(location, disk::is_complete)
+    /// ([`Object::mark_complete`]): of several contents, the one that was opened last. Must run in a tokio runtime.
+    pub async fn complete(&self, location: &crate::Location) -> Option<crate::Identity> {
+        self.latest(location, disk::is_complete).await
     }
 
-    fn latest(&self, location: &crate::Location, wanted: fn(&Path) -> bool) -> Option<crate::Identity> {
-        let known = self.shared.directories_of(&location.to_string()).into_iter().filter_map(|directory| {
-            let (Key { identity, .. }, _) = disk::read_meta(&directory).ok()?;
-            wanted(&directory).then(|| (disk::opened(&directory), identity))
-        });
-        known.max_by_key(|(opened, _)| *opened).map(|(_, identity)| identity)
+    async fn latest(&self, location: &crate::Location, wanted: fn(&Path) -> bool) -> Option<crate::Identity> {
+        let (shared, location) = (self.shared.clone(), location.to_string());
+        let look = move || {
+            let known = shared.directories_of(&location).into_iter().filter_map(|directory| {
+                let (Key { identity, .. }, _) = disk::read_meta(&directory).ok()?;
+                wanted(&directory).then(|| (disk::opened(&directory), identity))
+            });
+            known.max_by_key(|(opened, _)| *opened).map(|(_, identity)| identity)
+        };
+        self.shared.ask(look).await.flatten()
     }
 
     /// Makes durable what was delivered to readers so far, but for what there was no room for. For an orderly end:
@@ -235,15 +216,18 @@ impl Store {
         self.shared.writers.clone()
     }
 
-    /// Who may look at what is on it.
+    /// Asks the disk something.
     #[cfg(test)]
-    pub(super) fn loaders(&self) -> Arc<Semaphore> {
-        self.shared.loaders.clone()
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.shared.ask(what).await
     }
 
     /// Whether its disk failed a moment ago: nothing is stored for a while.
     pub fn is_failing(&self) -> bool {
-        !self.shared.is_well()
+        !self.shared.health.is_well()
     }
 
     /// Whether this process owns the store.
@@ -258,7 +242,19 @@ impl Shared {
     }
 
     pub(super) fn owner(&self) -> bool {
-        self.owning.load(Ordering::Acquire)
+        self.owned().is_some()
+    }
+
+    /// Since when this process owns the store, as a number that no other time has.
+    pub(super) fn owned(&self) -> Option<u64> {
+        self.lock.owned()
+    }
+
+    /// The same, if the directory still is the one that it owns. To be asked after files were opened by their paths, and before
+    /// anything is done with them.
+    pub(super) fn owned_still(&self) -> Option<u64> {
+        self.check_lock();
+        self.lock.owned()
     }
 
     /// Takes the lock if no other process has it, and then takes stock. Says whether this process owns the store.
@@ -267,14 +263,8 @@ impl Shared {
             return Ok(true);
         }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
-        let path = self.lock_path();
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-        match file.try_lock() {
-            Ok(()) if is_at(&file, &path) => {}
-            // Put away meanwhile.
-            Ok(()) | Err(std::fs::TryLockError::WouldBlock) => return Ok(false),
-            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+        if !self.lock.take()? {
+            return Ok(false);
         }
         let found = disk::directories(&self.root)?;
         let found = found.iter().filter_map(|directory| Some((directory.file_name()?.to_str()?, directory)));
@@ -286,29 +276,25 @@ impl Shared {
             self.used.fetch_add(allocated, Ordering::Relaxed);
             self.used.fetch_sub(before, Ordering::Relaxed);
         }
-        locked(&self.lock).push(file);
-        self.owning.store(true, Ordering::Release);
+        self.lock.own();
         let live: Vec<Arc<Core>> = objects.values().filter_map(|entry| entry.core.upgrade()).collect();
         drop(objects);
         live.iter().for_each(|core| core.own());
         Ok(true)
     }
 
-    fn lock_path(&self) -> PathBuf {
-        self.root.with_file_name("lock")
-    }
-
     /// Lets go of everything if the directory is not the one that was locked any more: whoever made another one owns that,
     /// and files that both open would be punched by one under the other.
     pub(super) fn check_lock(&self) {
-        let path = self.lock_path();
-        if !self.owner() || locked(&self.lock).last().is_none_or(|lock| is_at(lock, &path)) {
+        if !self.lock.is_lost() {
             return;
         }
         let mut objects = locked(&self.objects);
-        if !self.owning.swap(false, Ordering::AcqRel) {
+        // Another thread may have been faster, and the store owned again by now.
+        if !self.lock.is_lost() {
             return;
         }
+        self.lock.let_go();
         tracing::warn!("{}: the cache was removed or replaced: it is filled anew", self.root.display());
         // None of them may be dropped while the table is locked.
         let live: Vec<Arc<Core>> = objects.values().filter_map(|entry| entry.core.upgrade()).collect();
@@ -334,17 +320,14 @@ impl Shared {
             false => disk::name(key, geometry),
         };
         let mut objects = locked(&self.objects);
-        let entry = objects.entry(name.clone()).or_default();
-        if let Some(core) = entry.core.upgrade() {
-            return core;
-        }
         if let Some(places) = &mut *locked(&self.places)
             && key.part == RAW
         {
-            let names = places.entry(place(&key.identity).to_owned()).or_default();
-            if !names.contains(&name) {
-                names.push(name.clone());
-            }
+            note(places, &key.identity, &name);
+        }
+        let entry = objects.entry(name.clone()).or_default();
+        if let Some(core) = entry.core.upgrade() {
+            return core;
         }
         let core = Arc::new(Core::new(self.clone(), name, key.clone(), geometry));
         entry.core = Arc::downgrade(&core);
@@ -353,36 +336,46 @@ impl Shared {
 
     /// Opens the files of `core` if this process owns the store. Waits for the disk.
     pub(super) fn open_files(&self, core: &Core) {
-        self.check_lock();
         let objects = locked(&self.objects);
-        // Who evicts had begun before the object was opened, and does not begin while it is.
+        // Who evicts had begun before the object was opened, and does not begin while it is. If that takes long, the keeper
+        // opens them.
         let evicting = |objects: &mut HashMap<String, Entry>| {
             objects.get(&core.name).is_some_and(|entry| entry.evicting)
         };
-        drop(self.evicted.wait_while(objects, evicting).unwrap_or_else(PoisonError::into_inner));
-        if self.owner() {
+        let waited = self.evicted.wait_timeout_while(objects, LOAD_TIMEOUT / 2, evicting);
+        let (objects, late) = waited.unwrap_or_else(PoisonError::into_inner);
+        drop(objects);
+        if self.owner() && !late.timed_out() {
             core.own();
             // There may have been no room for its files.
             self.ring_if_full();
         }
     }
 
-    /// The directories of what may be there of the file at `location`.
+    /// The directories of what may be there of the file at `location`. Waits for the disk.
     fn directories_of(&self, location: &str) -> Vec<PathBuf> {
-        let mut places = locked(&self.places);
-        let places = places.get_or_insert_with(|| {
-            let mut places: HashMap<String, Vec<String>> = HashMap::new();
+        if locked(&self.places).is_none() {
+            let mut places = HashMap::new();
             for directory in disk::directories(&self.root).unwrap_or_default() {
                 let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 if let Ok((Key { identity, part }, _)) = disk::read_meta(&directory)
                     && part == RAW
                 {
-                    places.entry(place(&identity).to_owned()).or_default().push(name);
+                    note(&mut places, &identity, &name);
                 }
             }
-            places
-        });
-        places.get(location).into_iter().flatten().map(|name| self.root.join(name)).collect()
+            // What was opened meanwhile as well.
+            let objects = locked(&self.objects);
+            let live: Vec<Arc<Core>> = objects.values().filter_map(|entry| entry.core.upgrade()).collect();
+            for core in live.iter().filter(|core| core.key.part == RAW) {
+                note(&mut places, &core.key.identity, &core.name);
+            }
+            locked(&self.places).get_or_insert(places);
+            drop(objects);
+        }
+        let places = locked(&self.places);
+        let names = places.as_ref().and_then(|places| places.get(location));
+        names.into_iter().flatten().map(|name| self.root.join(name)).collect()
     }
 
     /// The last user of `core` is gone.
@@ -456,7 +449,7 @@ impl Shared {
 
     /// Whether more may be fetched than is asked for: it could be kept, and the disk is not behind.
     pub(super) fn has_room(&self) -> bool {
-        self.is_well() && self.writing.load(Ordering::Relaxed) < MAX_AHEAD
+        self.health.is_well() && self.writing.load(Ordering::Relaxed) < MAX_AHEAD
     }
 
     /// Says that a flight has bytes that it will deliver and write. To be held until they are written.
@@ -500,43 +493,32 @@ impl Shared {
         locked(&self.objects)
     }
 
-    /// Whether storing is worth a try.
-    pub(super) fn is_well(&self) -> bool {
-        locked(&self.health).failed.is_none_or(|failed| failed.elapsed() > REST)
-    }
-
-    /// Whether the disk has answered whenever it was asked of late.
-    pub(super) fn answers(&self) -> bool {
-        locked(&self.health).silent.is_none_or(|silent| silent.elapsed() > REST)
-    }
-
-    /// Whether what is stored is likely to be written in a moment.
-    pub(super) fn is_prompt(&self) -> bool {
-        locked(&self.late).is_none_or(|until| tokio::time::Instant::now() > until)
-    }
-
-    /// A reader waited too long for what was to be written.
-    pub(super) fn note_late(&self) {
-        *locked(&self.late) = Some(tokio::time::Instant::now() + LATE);
-    }
-
     /// The disk failed: says so, once, and stores nothing for a while.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
-        let before = locked(&self.health).failed.replace(Instant::now());
-        let dir = self.root.display();
-        if before.is_some_and(|before| before.elapsed() < NEWS) {
-            tracing::debug!("{dir}: {what}: {error}");
-        } else {
-            tracing::warn!(
-                "{dir}: {what}: {error}; the cache passes data through until it can be stored again"
-            );
-        }
+        self.health.failed(&self.root, what, error);
     }
 
-    /// The disk did not answer in time: it is not asked for a while.
-    pub(super) fn does_not_answer(&self) {
-        locked(&self.health).silent = Some(Instant::now());
-        self.failed("the disk does not answer", &io::ErrorKind::TimedOut.into());
+    /// Asks the disk something, on a thread that may wait for it. None if it does not say in time, and for a while after that.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if !self.health.answers() {
+            return None;
+        }
+        // Threads that a disk has for ever are not to be all that there are. Many may wait for them where it is only slow.
+        let turn = timeout(LOAD_TIMEOUT, self.loaders.clone().acquire_owned()).await.ok()?.ok()?;
+        let asked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            what()
+        });
+        match timeout(LOAD_TIMEOUT, asked).await {
+            Ok(answer) => answer.ok(),
+            Err(_) => {
+                self.health.does_not_answer(&self.root);
+                None
+            }
+        }
     }
 }
 
@@ -546,20 +528,12 @@ impl Drop for Shared {
     }
 }
 
-/// Whether `file` is what `path` names. A disk that cannot say is no reason to think otherwise.
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(file), Ok(path)) => (file.dev(), file.ino()) == (path.dev(), path.ino()),
-        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
-        _ => true,
+/// Notes that the file that `identity` says is, or was, kept under `name`.
+fn note(places: &mut HashMap<String, Vec<String>>, identity: &crate::Identity, name: &str) {
+    let names = places.entry(place(identity).to_owned()).or_default();
+    if !names.iter().any(|other| other == name) {
+        names.push(name.to_owned());
     }
-}
-
-/// Whether `error` is the disk's, or the host's, and not that of who chose the directory.
-fn is_of_the_disk(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut};
-    let kind = [QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut];
-    kind.contains(&error.kind()) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// Where a file is, without the server that identities of S3 add: the same bucket and key may be on several.

@@ -92,7 +92,7 @@ impl Late {
             && let Some(landed) = self.landed.upgrade()
             && let Some((core, brought)) = landed.late()
         {
-            core.store.note_late();
+            core.store.health.is_late();
             landed.pilot.deliver(brought.in_memory());
         }
     }
@@ -126,7 +126,7 @@ fn is_sent_from_file(core: &Core, kept: &Pieces) -> bool {
     let has_zeros = || kept.iter().flat_map(|(_, bytes)| bytes.chunks(block)).any(is_zero);
     size >= FROM_FILE
         && core.disk().is_some_and(|disk| is_local(disk.data()))
-        && core.store.is_prompt()
+        && core.store.health.is_prompt()
         && !has_zeros()
 }
 
@@ -220,7 +220,7 @@ impl Pen {
 /// Has whole blocks written, from `first` on, if there is a file and room for them; whether there is. What goes wrong is the
 /// store's affair.
 fn keep(core: &Arc<Core>, first: u64, bytes: Bytes, flight: Arc<Landed>) -> bool {
-    if !core.is_open() || !core.store.is_well() {
+    if !core.is_open() || !core.store.health.is_well() {
         return false;
     }
     let Some(reserved) = core.store.reserve(bytes.len() as u64, core.geometry.block) else { return false };
