@@ -440,19 +440,22 @@ async fn a_block_being_sent_is_not_evicted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scan_does_not_drive_out_what_is_used() {
     const MAX: u64 = 8 << 20;
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), MAX).unwrap();
-    let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).await.unwrap();
-    assert!(boot.warm(0..2 << 20).await.unwrap());
-    let mut spans = Spans::new();
-    assert!(boot.peek(0..2 << 20, &mut spans));
-    drop(spans);
-    let scan = store.object(&key("scan"), 24 << 20, 65536, Maker::new()).await.unwrap();
-    for start in (0..24 << 20).step_by(65536) {
-        scan.warm(start..start + 65536).await.unwrap();
+    // Whole blocks, and small steps through each.
+    for step in [65536, 4096] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), MAX).unwrap();
+        let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).await.unwrap();
+        assert!(boot.warm(0..2 << 20).await.unwrap());
+        let mut spans = Spans::new();
+        assert!(boot.peek(0..2 << 20, &mut spans));
+        drop(spans);
+        let scan = store.object(&key("scan"), 32 << 20, 65536, Maker::new()).await.unwrap();
+        for start in (0..32 << 20).step_by(step) {
+            scan.warm(start..start + step as u64).await.unwrap();
+        }
+        assert_eq!(boot.ready(), 2 << 20, "in steps of {step}");
+        assert!(scan.ready() > 0);
     }
-    assert_eq!(boot.ready(), 2 << 20);
-    assert!(scan.ready() > 0);
 }
 
 #[tokio::test]

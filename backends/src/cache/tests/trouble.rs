@@ -122,25 +122,6 @@ async fn a_failed_sync_takes_with_it_all_that_was_written_until_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scan_in_small_steps_does_not_drive_out_what_is_used() {
-    const MAX: u64 = 8 << 20;
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), MAX).unwrap();
-    let boot = store.object(&key("boot"), 2 << 20, 65536, Maker::new()).await.unwrap();
-    assert!(boot.warm(0..2 << 20).await.unwrap());
-    let mut spans = Spans::new();
-    assert!(boot.peek(0..2 << 20, &mut spans));
-    drop(spans);
-    let scan = store.object(&key("scan"), 32 << 20, 65536, Maker::new()).await.unwrap();
-    for start in (0..32 << 20).step_by(4096) {
-        let mut spans = Spans::new();
-        scan.get(start..start + 4096, &mut spans).await.unwrap();
-    }
-    assert_eq!(boot.ready(), 2 << 20);
-    assert!(scan.ready() > 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_is_evicted_of_an_old_version_does_not_make_it_the_newest() {
     const MAX: u64 = 4 << 20;
     let dir = tempfile::tempdir().unwrap();
