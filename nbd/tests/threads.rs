@@ -5,7 +5,7 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 use std::time::Duration;
 use thinorigin_nbd::wire::consts::CommandFlags;
@@ -16,7 +16,6 @@ use thinorigin_nbd::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -75,8 +74,14 @@ impl Exports for Only {
     }
 }
 
-/// Tests of this file look at all threads and descriptors of the process, and so take turns.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Runs a test of this file while no other does: they look at all threads and descriptors of the process, and one takes
+/// descriptors away, which a runtime needs to be made.
+fn in_turn(test: impl Future<Output = ()>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(test);
+}
 
 /// A server on a unix socket.
 struct World {
@@ -85,12 +90,10 @@ struct World {
     stop: CancellationToken,
     socket: PathBuf,
     _directory: tempfile::TempDir,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
     async fn new() -> Self {
-        let turn = TURN.lock().await;
         no_threads_serve().await;
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
@@ -100,7 +103,7 @@ impl World {
             let (server, stop) = (server.clone(), stop.clone());
             tokio::spawn(async move { server.serve(listener, stop).await })
         };
-        Self { server, serving, stop, socket, _directory: directory, _turn: turn }
+        Self { server, serving, stop, socket, _directory: directory }
     }
 
     /// A client that has negotiated.
@@ -179,96 +182,105 @@ async fn no_threads_serve() {
     until("no thread serves", || serving_threads() == 0).await;
 }
 
-#[tokio::test]
-async fn a_panic_takes_neither_the_others_of_its_thread_nor_the_thread_nor_its_place() {
-    let world = World::new().await;
-    let threads = available_parallelism().unwrap().get();
-    let mut readers = Vec::new();
-    for _ in 0..2 * threads {
-        readers.push(world.enter_and_sit().await);
-    }
-    for place in [PANICS_AT_ONCE, PANICS_LATER] {
-        let files = open_files();
-        // Of equals the first thread is taken: had nothing been given back, the next client would be there.
-        let mut unlucky = readers.remove(threads - 1);
-        let thread = unlucky.thread().await.unwrap();
-        unlucky.ask(place).await;
-        unlucky.ends().await;
-        until("its sockets are closed, at both ends", || open_files() <= files - 2).await;
-        let mut beside = 0;
-        for reader in &mut readers {
-            beside += usize::from(reader.thread().await.unwrap() == thread);
+#[test]
+fn a_panic_takes_neither_the_others_of_its_thread_nor_the_thread_nor_its_place() {
+    in_turn(async {
+        let world = World::new().await;
+        let threads = available_parallelism().unwrap().get();
+        let mut readers = Vec::new();
+        for _ in 0..2 * threads {
+            readers.push(world.enter_and_sit().await);
         }
-        assert_eq!(beside, 1, "somebody else is served by that thread");
-        assert_eq!(serving_threads(), threads);
+        for place in [PANICS_AT_ONCE, PANICS_LATER] {
+            let files = open_files();
+            // Of equals the first thread is taken: had nothing been given back, the next client would be there.
+            let mut unlucky = readers.remove(threads - 1);
+            let thread = unlucky.thread().await.unwrap();
+            unlucky.ask(place).await;
+            unlucky.ends().await;
+            until("its sockets are closed, at both ends", || open_files() <= files - 2).await;
+            let mut beside = 0;
+            for reader in &mut readers {
+                beside += usize::from(reader.thread().await.unwrap() == thread);
+            }
+            assert_eq!(beside, 1, "somebody else is served by that thread");
+            assert_eq!(serving_threads(), threads);
 
-        let mut next = world.enter_and_sit().await;
-        assert_eq!(next.thread().await.unwrap(), thread, "the place that became free");
-        readers.insert(threads - 1, next);
-    }
+            let mut next = world.enter_and_sit().await;
+            assert_eq!(next.thread().await.unwrap(), thread, "the place that became free");
+            readers.insert(threads - 1, next);
+        }
+    });
 }
 
-#[tokio::test]
-async fn threads_end_with_the_server() {
-    let world = World::new().await;
-    let files = open_files();
-    let mut readers = [world.enter_and_sit().await, world.enter_and_sit().await];
-    assert_ne!(serving_threads(), 0);
-    for reader in &mut readers {
-        reader.thread().await.unwrap();
-    }
-    let World { server, serving, stop, _turn, .. } = world;
-    stop.cancel();
-    serving.await.unwrap().unwrap();
-    drop(server);
-    for reader in readers {
-        reader.ends().await;
-    }
-    no_threads_serve().await;
-    // The listener and what the door had are gone as well.
-    until("all is closed", || open_files() < files).await;
+#[test]
+fn threads_end_with_the_server() {
+    in_turn(async {
+        let world = World::new().await;
+        let files = open_files();
+        let mut readers = [world.enter_and_sit().await, world.enter_and_sit().await];
+        assert_ne!(serving_threads(), 0);
+        for reader in &mut readers {
+            reader.thread().await.unwrap();
+        }
+        let World { server, serving, stop, .. } = world;
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        drop(server);
+        for reader in readers {
+            reader.ends().await;
+        }
+        no_threads_serve().await;
+        // The listener and what the door had are gone as well.
+        until("all is closed", || open_files() < files).await;
+    });
 }
 
-#[tokio::test]
-async fn threads_end_with_the_last_who_is_on_them_where_the_server_is_dropped() {
-    let world = World::new().await;
-    let files = open_files();
-    let mut seated = [world.enter_and_sit().await, world.enter_and_sit().await];
-    let at_the_door = world.enter().await;
-    let World { server, serving, socket, _turn, .. } = world;
-    serving.abort();
-    assert!(serving.await.unwrap_err().is_cancelled());
-    drop(server);
-    at_the_door.ends().await;
-    assert!(UnixStream::connect(&socket).await.is_err(), "nobody listens");
-    for reader in &mut seated {
-        reader.thread().await.expect("who is served is served on");
-    }
-    let [first, mut second] = seated;
-    drop(first);
-    second.thread().await.unwrap();
-    assert_ne!(serving_threads(), 0);
-    drop(second);
-    no_threads_serve().await;
-    until("all is closed", || open_files() < files).await;
+#[test]
+fn threads_end_with_the_last_who_is_on_them_where_the_server_is_dropped() {
+    in_turn(async {
+        let world = World::new().await;
+        let files = open_files();
+        let mut seated = [world.enter_and_sit().await, world.enter_and_sit().await];
+        let at_the_door = world.enter().await;
+        let World { server, serving, socket, .. } = world;
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+        drop(server);
+        at_the_door.ends().await;
+        // What accepts ends beside those whom it has let in, in any order.
+        until("nobody listens", || std::os::unix::net::UnixStream::connect(&socket).is_err()).await;
+        for reader in &mut seated {
+            reader.thread().await.expect("who is served is served on");
+        }
+        let [first, mut second] = seated;
+        drop(first);
+        second.thread().await.unwrap();
+        assert_ne!(serving_threads(), 0);
+        drop(second);
+        no_threads_serve().await;
+        until("all is closed", || open_files() < files).await;
+    });
 }
 
-#[tokio::test]
-async fn a_client_for_whom_no_thread_can_be_started_is_let_go() {
-    let world = World::new().await;
-    let mut reader = world.enter().await;
-    for _ in 1..GREETED {
-        reader.thread().await.unwrap();
-    }
-    let limit = getrlimit(Resource::Nofile);
-    // A thread's runtime needs descriptors, of which there are no more.
-    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
-    let refused = reader.thread().await;
-    setrlimit(Resource::Nofile, limit).unwrap();
-    // The request that lets it in is answered inside.
-    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    assert_eq!(serving_threads(), 0);
+#[test]
+fn a_client_for_whom_no_thread_can_be_started_is_let_go() {
+    in_turn(async {
+        let world = World::new().await;
+        let mut reader = world.enter().await;
+        for _ in 1..GREETED {
+            reader.thread().await.unwrap();
+        }
+        let limit = getrlimit(Resource::Nofile);
+        // A thread's runtime needs descriptors, of which there are no more.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
+        let refused = reader.thread().await;
+        setrlimit(Resource::Nofile, limit).unwrap();
+        // The request that lets it in is answered inside.
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(serving_threads(), 0);
 
-    world.enter_and_sit().await.thread().await.expect("others come in when there are descriptors again");
-    assert_ne!(serving_threads(), 0);
+        world.enter_and_sit().await.thread().await.expect("others come in when there are descriptors again");
+        assert_ne!(serving_threads(), 0);
+    });
 }
