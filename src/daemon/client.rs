@@ -79,9 +79,15 @@ impl Client {
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         let path = self.path.display();
-        let answer = request.send().await.map_err(|error| match error.is_connect() {
-            true => Error::no_server(format!("{path}: no server answers on this control socket")),
-            false => Error::failed(format!("{path}: the server did not answer: {error}")),
+        let answer = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                return Error::no_server(format!("{path}: no server answers on this control socket"));
+            }
+            if error.is_timeout() || error.is_builder() {
+                return Error::failed(format!("{path}: the server did not answer: {error}"));
+            }
+            // What had connected to a server that is ending, and what that was just reading, ends with it.
+            Error::no_server(format!("{path}: the server ended before it answered"))
         })?;
         let (status, body) = (answer.status(), answer.bytes().await);
         let body = body.map_err(|error| Error::failed(format!("{path}: the answer broke off: {error}")))?;

@@ -128,20 +128,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_ends_before_it_answers_has_nothing_attached() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("admin.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let address = format!("unix:{}", path.display());
-        // It says that it is well, and is gone.
-        let server = tokio::spawn(async move {
-            let (mut socket, _) = listener.accept().await.unwrap();
-            drop(listener);
-            assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
-            let well = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            socket.write_all(well).await.unwrap();
-        });
-        let ask = async |client: Client| client.attached().await;
-        assert!(ask_existing(&address, &[], ask).await.unwrap().is_none());
-        server.await.unwrap();
+        for hears in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("admin.sock");
+            let listener = UnixListener::bind(&path).unwrap();
+            let address = format!("unix:{}", path.display());
+            // It says that it is well, and is gone: before the next request comes, or when it has.
+            let server = tokio::spawn(async move {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+                let next = hears.then_some(listener);
+                let well = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                socket.write_all(well).await.unwrap();
+                if let Some(listener) = next {
+                    let (mut socket, _) = listener.accept().await.unwrap();
+                    drop(listener);
+                    assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+                }
+            });
+            let ask = async |client: Client| client.attached().await;
+            assert!(ask_existing(&address, &[], ask).await.unwrap().is_none());
+            server.await.unwrap();
+        }
     }
 }
